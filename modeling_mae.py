@@ -1,0 +1,1006 @@
+# Copyright 2026 The MAE authors.
+#
+# Licensed under the Apache License, Version 2.0 (the "License");
+# you may not use this file except in compliance with the License.
+# You may obtain a copy of the License at
+#
+#     http://www.apache.org/licenses/LICENSE-2.0
+#
+# Unless required by applicable law or agreed to in writing, software
+# distributed under the License is distributed on an "AS IS" BASIS,
+# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
+# See the License for the specific language governing permissions and
+# limitations under the License.
+"""Configuration of the Masked Autoencoder (He et al. 2021, arXiv 2111.06377)."""
+
+"""
+The Masked Autoencoder (He et al. 2021, arXiv 2111.06377) as transformers models.
+
+    MAEModel                     image -> patches -> [masked] -> ViT encoder
+    MAEForPreTraining            encoder on the visible patches -> light decoder -> pixels of the masked ones
+    MAEForImageClassification    encoder -> class scores
+
+In the docstrings B is the batch size, C the number of channels, H and W the image size in pixels, L the number of
+patches of an image, P the number of values of a patch (patch height * patch width * C) and D the encoder's width.
+Parameter names are those of the official code and of timm, so that their encoder files are ours key for key.
+"""
+
+import copy
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.image_utils import PILImageResampling
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+
+try:
+    from .configuration_mae import MAEConfig, to_pair
+except ImportError:
+    if __package__:
+        raise
+    from configuration_mae import MAEConfig, to_pair
+
+
+@dataclass
+class MAEModelOutput(ModelOutput):
+    """
+    Output of [`MAEModel`]; S is L without a mask, else the number of visible patches.
+
+    Args:
+        last_hidden_state (`torch.Tensor` of shape `(B, 1 + S, D)`):
+            The cls token, then the patches: in raster order without a mask; visible ones only with one, in the order
+            in which the mask keeps them (the official code's `latent`).
+        pooler_output (`torch.Tensor` of shape `(B, D)`):
+            The cls token or the mean of the patch tokens, by `config.pooling`.
+        mask (`torch.Tensor` of shape `(B, L)`, *optional*):
+            Patches in raster order, 1 = removed, 0 = visible. Only with a mask.
+        ids_restore (`torch.LongTensor` of shape `(B, L)`, *optional*):
+            For each patch in raster order its place in [visible patches, removed patches]. Only with a mask.
+        hidden_states (`tuple` of `num_hidden_layers + 1` tensors of shape `(B, 1 + S, D)`, *optional*):
+            Input of the first block and output of each; the last is taken before the final norm.
+        attentions (`tuple` of `num_hidden_layers` tensors of shape `(B, heads, 1 + S, 1 + S)`, *optional*):
+            Attention probabilities of each block.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MAEForPreTrainingOutput(ModelOutput):
+    """
+    Output of [`MAEForPreTraining`].
+
+    Args:
+        loss (`torch.Tensor`, a scalar):
+            Mean squared error of the removed patches' pixels.
+        logits (`torch.Tensor` of shape `(B, L, P)`):
+            Predicted pixels of all patches in raster order, visible ones included; normalised within each patch if
+            `config.norm_pix_loss`.
+        mask, ids_restore, hidden_states, attentions:
+            The encoder's, see [`MAEModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    ids_restore: torch.LongTensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MAEReconstructionOutput(ModelOutput):
+    """
+    Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)` in the space of `pixel_values`.
+
+    Args:
+        masked: The input with 0 in the place of removed patches (the data set's mean colour where images are
+            normalised).
+        reconstruction: The prediction of every patch.
+        pasted: The prediction with the visible patches pasted over it.
+        mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
+    """
+
+    masked: torch.Tensor | None = None
+    reconstruction: torch.Tensor | None = None
+    pasted: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+
+# Positions
+
+
+def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    The official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32.
+
+    The first half of the channels encodes the column and the second half the row, each as [sin | cos]: the order of
+    the released weights, a consequence of the official code's width-first `meshgrid`.
+    """
+    # The device is named because a model may be built under `torch.device("meta")`.
+    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4))
+    rows, columns = (torch.arange(side, dtype=torch.float64, device="cpu") for side in grid_size)
+    row_angles = torch.outer(rows, omega).repeat_interleave(len(columns), dim=0)
+    column_angles = torch.outer(columns, omega).repeat(len(rows), 1)
+    table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
+    return F.pad(table, (0, 0, 1, 0)).float()[None]
+
+
+def resample_positions(pos_embed: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+    """
+    A position table `(1, 1 + L, D)` for another patch grid: bicubic in 2-D without antialiasing, as the official
+    fine-tuning code does; the cls row stays. In float32 whatever the table's dtype.
+    """
+    if old_grid == new_grid:
+        return pos_embed
+    cls_row, patch_rows = pos_embed[:, :1], pos_embed[:, 1:]
+    patch_rows = patch_rows.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
+    patch_rows = F.interpolate(patch_rows, size=new_grid, mode="bicubic", align_corners=False)
+    patch_rows = patch_rows.permute(0, 2, 3, 1).flatten(1, 2)
+    return torch.cat([cls_row, patch_rows.to(pos_embed.dtype)], dim=1)
+
+
+# Masking
+
+
+def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
+    """How many patches a mask keeps. Rounds as the official code does: float error included (100, 0.9 -> 9)."""
+    return int(num_patches * (1 - mask_ratio))
+
+
+def block_scores(noise: torch.Tensor, grid_size: tuple[int, int], num_visible: int) -> torch.Tensor:
+    """
+    Scores of block-wise masking (Table 1f, from BEiT): rectangles of random size, aspect ratio and place are removed
+    one after the other until enough patches are gone; the last one is cut to the exact count.
+
+    Args:
+        noise (`torch.Tensor` of shape `(B, L)`): Uniform in [0, 1); the only source of randomness.
+
+    Returns:
+        `torch.LongTensor` of shape `(B, L)`: the patches with the lowest scores are kept.
+    """
+    height, width = grid_size
+    num_patches = height * width
+    num_removed = num_patches - num_visible
+    num_blocks = num_patches // 4  # four numbers of the noise make one block
+    area, aspect, top, left = noise[:, : 4 * num_blocks].float().clamp(0, 1).unflatten(1, (4, num_blocks)).unbind(1)
+
+    # BEiT: at least 16 of 196 patches, and an aspect ratio between 0.3 and its inverse, uniform in the logarithm.
+    min_area = 16 / 196 * num_patches
+    area = min_area + area * max(num_removed - min_area, 0)
+    aspect = torch.exp((2 * aspect - 1) * math.log(1 / 0.3))
+    block_height = (area * aspect).sqrt().round().clamp(1, height)
+    block_width = (area / aspect).sqrt().round().clamp(1, width)
+    top = (top * (height - block_height + 1)).floor().minimum(height - block_height)
+    left = (left * (width - block_width + 1)).floor().minimum(width - block_width)
+
+    rows = torch.arange(height, device=noise.device)
+    columns = torch.arange(width, device=noise.device)
+    in_rows = (rows >= top[..., None]) & (rows < (top + block_height)[..., None])
+    in_columns = (columns >= left[..., None]) & (columns < (left + block_width)[..., None])
+    covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # (B, blocks, L)
+    # A patch goes with the first block that covers it; patches of later blocks, and of none, are kept first.
+    first_block = torch.where(covered.any(1), covered.int().argmax(1), num_blocks)
+    return -first_block
+
+
+def mask_from_noise(
+    noise: torch.Tensor, grid_size: tuple[int, int], num_visible: int, masking: str = "random"
+) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    """
+    The mask that a noise stands for (Section 3, "Masking"; Table 1f). The patches with the smallest noise are kept.
+
+    Args:
+        noise (`torch.Tensor` of shape `(B, L)`): Uniform in [0, 1). `"grid"` takes only its shape.
+        grid_size (`(int, int)`): Number of patches along (height, width).
+        num_visible (`int`): Number of patches to keep.
+        masking (`str`): "random", "block" or "grid".
+
+    Returns:
+        `ids_keep` of shape `(B, num_visible)`, `mask` of shape `(B, L)` with 1 = removed, and `ids_restore` of shape
+        `(B, L)`, the inverse of the order [kept, removed].
+
+    Raises:
+        `ValueError`: where `"grid"` cannot keep one patch of every 2 x 2.
+    """
+    height, width = grid_size
+    if masking == "grid":
+        if height % 2 or width % 2 or 4 * num_visible != height * width:
+            raise ValueError(
+                f"masking='grid' keeps one patch of every 2 x 2: it needs mask_ratio=0.75 and an even number of "
+                f"patches along each side, but was to keep {num_visible} of {height} x {width} patches."
+            )
+        rows = torch.arange(height, device=noise.device)[:, None]
+        columns = torch.arange(width, device=noise.device)[None, :]
+        scores = ((rows % 2 == 1) | (columns % 2 == 1)).flatten().expand(noise.shape).int()
+    elif masking == "block":
+        scores = block_scores(noise, grid_size, num_visible)
+    else:
+        scores = noise
+    # Stable, because the order of equal scores would depend on the device.
+    ids_shuffle = torch.argsort(scores, dim=1, stable=True)
+    ranks = torch.arange(height * width, device=noise.device).expand_as(ids_shuffle)
+    ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, ranks)
+    mask = (ids_restore >= num_visible).float()
+    return ids_shuffle[:, :num_visible], mask, ids_restore
+
+
+# Blocks
+
+
+def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
+    """Stochastic depth: drops the residual branch of a whole sample with probability `rate`, rescales the others."""
+    keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - rate)
+    return hidden_states * keep / (1 - rate)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention by plain matrix products, with its probabilities: `(B, N, heads, d)` and `(B, heads, N, N)`."""
+    probabilities = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
+    return output.transpose(1, 2), probabilities
+
+
+class MAEAttention(nn.Module):
+    """Multi-head self-attention with one fused product for query, key and value."""
+
+    is_causal = False  # read by transformers' attention functions
+
+    def __init__(self, config: MAEConfig, dim: int, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.scaling = (dim // num_heads) ** -0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        batch_size, length, dim = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch_size, length, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attention = eager_attention_forward
+        if not output_attentions:  # only the eager function has probabilities to give
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        output, probabilities = attention(
+            self, query, key, value, None, scaling=self.scaling, dropout=self.dropout if self.training else 0.0
+        )
+        output = self.proj(output.reshape(batch_size, length, dim))
+        return output, probabilities if output_attentions else None
+
+
+class MAEMLP(nn.Module):
+    def __init__(self, config: MAEConfig, dim: int, intermediate_size: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, intermediate_size)
+        self.act = ACT2FN[config.hidden_act]
+        self.fc2 = nn.Linear(intermediate_size, dim)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(hidden_states)))
+
+
+class MAEBlock(GradientCheckpointingLayer):
+    """A pre-norm Transformer block, of encoder and decoder alike."""
+
+    def __init__(
+        self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int, drop_path_rate: float = 0.0
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.attn = MAEAttention(config, dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.mlp = MAEMLP(config, dim, intermediate_size)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(
+        self, hidden_states: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        residual, attentions = self.attn(self.norm1(hidden_states), output_attentions)
+        hidden_states = hidden_states + self._drop(residual)
+        hidden_states = hidden_states + self._drop(self.mlp(self.norm2(hidden_states)))
+        return hidden_states, attentions
+
+    def _drop(self, residual: torch.Tensor) -> torch.Tensor:
+        return drop_path(residual, self.drop_path_rate) if self.training and self.drop_path_rate else residual
+
+
+class MAEPatchEmbeddings(nn.Module):
+    """Linear projection of patches: `(B, C, H, W)` -> `(B, L, D)`, raster order."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        patch_size = to_pair(config.patch_size)
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+
+
+class MAEDecoder(nn.Module):
+    """
+    The light decoder (Section 3): restores the order of the visible patches' latents, puts mask tokens in the place
+    of the removed ones, and predicts the pixels of each patch.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__()
+        dim = config.decoder_hidden_size
+        patch_height, patch_width = to_pair(config.patch_size)
+        self.grid_size = config.grid_size
+        self.embed = nn.Linear(config.hidden_size, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
+        self.blocks = nn.ModuleList(
+            MAEBlock(config, dim, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.pred = nn.Linear(dim, patch_height * patch_width * config.num_channels)
+
+    def forward(self, latent: torch.Tensor, ids_restore: torch.LongTensor, grid_size: tuple[int, int]) -> torch.Tensor:
+        """
+        Args:
+            latent (`torch.Tensor` of shape `(B, 1 + visible, D)`): The encoder's output, cls first.
+            ids_restore (`torch.LongTensor` of shape `(B, L)`)
+            grid_size (`(int, int)`): Patch grid of this batch.
+
+        Returns:
+            `torch.Tensor` of shape `(B, L, P)`: pixels of all patches in raster order.
+        """
+        hidden_states = self.embed(latent)
+        cls_token, visible = hidden_states[:, :1], hidden_states[:, 1:]
+        batch_size, num_patches = ids_restore.shape
+        mask_tokens = self.mask_token.to(visible.dtype).expand(batch_size, num_patches - visible.shape[1], -1)
+        patches = torch.cat([visible, mask_tokens], dim=1)
+        patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, patches.shape[2]))
+        hidden_states = torch.cat([cls_token, patches], dim=1)
+        hidden_states = hidden_states + resample_positions(self.pos_embed, self.grid_size, grid_size)
+        for block in self.blocks:
+            hidden_states, _ = block(hidden_states)
+        return self.pred(self.norm(hidden_states))[:, 1:]
+
+
+# Models
+
+
+class MAEPreTrainedModel(PreTrainedModel):
+    """What the models share: initialisation, and loading and saving as a complete directory."""
+
+    config_class = MAEConfig
+    base_model_prefix = "mae"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MAEBlock"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Whether the position tables are trained. They are frozen in pre-training (Section 3, "sine-cosine").
+    _positions_trainable = False
+
+    def __init__(self, config: MAEConfig, *args: Any, **kwargs: Any):
+        # Overrides of `from_pretrained` arrive by assignment, which checks single fields only.
+        config.validate()
+        super().__init__(config, *args, **kwargs)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers skips modules without parameters of their own, and calls children before parents: each rule
+        # hangs on the module that owns the parameter. Its `init` functions leave loaded tensors alone.
+        if isinstance(module, nn.Linear):
+            # The fused qkv gets the bound of its whole matrix, sqrt(6 / 4D), as in the official code.
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            # Xavier on the (D, C * patch) view. Not through a view, which would lose the mark of a loaded tensor.
+            fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, MAEModel):
+            init.normal_(module.cls_token, std=self.config.initializer_range)
+            init.copy_(module.pos_embed, sincos_positions(self.config.hidden_size, module.grid_size))
+        elif isinstance(module, MAEDecoder):
+            init.normal_(module.mask_token, std=self.config.initializer_range)
+            init.copy_(module.pos_embed, sincos_positions(self.config.decoder_hidden_size, module.grid_size))
+
+    def _position_owners(self) -> Iterable[nn.Module]:
+        """The modules that hold a position table (`pos_embed`, `grid_size`)."""
+        return [module for module in self.modules() if isinstance(module, (MAEModel, MAEDecoder))]
+
+    def _set_positions_trainable(self) -> None:
+        for module in self._position_owners():
+            module.pos_embed.requires_grad_(self._positions_trainable)
+
+    def no_weight_decay(self) -> set[str]:
+        """
+        Names of parameters that take no weight decay, beside biases and all that is one-dimensional. None in
+        pre-training: the official code decays cls and mask tokens.
+        """
+        return set()
+
+    @torch.no_grad()
+    def resize_positions(self, image_size: int | tuple[int, int]) -> None:
+        """
+        Makes this a model for images of another size: resamples the position tables in 2-D and sets
+        `config.image_size`.
+
+        Args:
+            image_size (`int` or `(int, int)`): New size in pixels, divisible by the patch size.
+        """
+        config = copy.deepcopy(self.config)
+        config.image_size = image_size
+        config.validate()
+        self.config.image_size = image_size
+        for module in self._position_owners():
+            table = resample_positions(module.pos_embed, module.grid_size, config.grid_size)
+            module.pos_embed = nn.Parameter(table.clone(), requires_grad=module.pos_embed.requires_grad)
+            module.grid_size = config.grid_size
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        As [`PreTrainedModel.from_pretrained`], with two additions: position tables are frozen again where they
+        should be, and `image_size=…` (or a configuration with another `image_size`, which is what `AutoModel` makes
+        of it) loads the checkpoint at its own size and resamples the tables.
+        """
+        image_size = None
+        if isinstance(config, PreTrainedConfig):
+            image_size = config.image_size
+        elif "image_size" in kwargs:
+            image_size = kwargs.pop("image_size")
+        if image_size is not None and pretrained_model_name_or_path is not None:
+            try:
+                own_config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+            except OSError:  # weights without a configuration: their size is the given configuration's
+                own_config = {}
+            own_size = own_config.get("image_size", image_size)
+            if to_pair(own_size) == to_pair(image_size):
+                image_size = None
+            elif config is not None:
+                config = copy.deepcopy(config)
+                config.image_size = own_size
+        else:
+            image_size = None
+
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if image_size is not None:
+            model.resize_positions(image_size)
+        model._set_positions_trainable()  # transformers hands over every parameter trainable
+        return loaded
+
+    def save_pretrained(
+        self, save_directory, *args, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
+    ):
+        """
+        As [`PreTrainedModel.save_pretrained`], and the directory is complete: both modules, an `auto_map` for every
+        Auto class, and an image processor made from the configuration, unless one is already there.
+        """
+        # transformers itself enters the saved class only.
+        self.config.auto_map = dict(_AUTO_MAP)
+        hub_kwargs = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr") if key in kwargs}
+        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        if not os.path.exists(os.path.join(save_directory, "preprocessor_config.json")):
+            make_image_processor(self.config).save_pretrained(save_directory)
+        if push_to_hub:
+            repo_id = hub_kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
+            self.push_to_hub(repo_id, **hub_kwargs, **kwargs)
+
+    def _check_pixel_values(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+        """The patch grid of a batch of images, or an error that says what is wrong with them."""
+        config = self.config
+        if pixel_values.ndim != 4:
+            raise ValueError(
+                f"pixel_values must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
+            )
+        channels, height, width = pixel_values.shape[1:]
+        if channels != config.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels; this model takes {config.num_channels}.")
+        patch_height, patch_width = to_pair(config.patch_size)
+        if height % patch_height or width % patch_width:
+            raise ValueError(
+                f"Images of {height} x {width} pixels cannot be cut into patches of {patch_height} x {patch_width}: "
+                "resize or crop them to a multiple."
+            )
+        if not interpolate_pos_encoding and (height, width) != to_pair(config.image_size):
+            expected_height, expected_width = to_pair(config.image_size)
+            raise ValueError(
+                f"Images of {height} x {width} pixels do not fit this model for {expected_height} x {expected_width}: "
+                "resize them, or pass interpolate_pos_encoding=True to resample the position tables."
+            )
+        return height // patch_height, width // patch_width
+
+
+class MAEModel(MAEPreTrainedModel):
+    """
+    The encoder: a ViT that sees the visible patches only. It masks when it is told to, never by itself.
+
+    Args:
+        config ([`MAEConfig`])
+        final_norm (`bool`, *optional*):
+            Whether there is a norm after the last block. Defaults to `config.pooling == "cls"`.
+    """
+
+    # What other checkpoints of ours have around the encoder, and the norm that pooling="mean" does without.
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^fc_norm\.", r"^norm\."]
+
+    def __init__(self, config: MAEConfig, final_norm: bool | None = None):
+        super().__init__(config)
+        dim = config.hidden_size
+        self.grid_size = config.grid_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
+        self.patch_embed = MAEPatchEmbeddings(config)
+        num_blocks = config.num_hidden_layers
+        self.blocks = nn.ModuleList(
+            MAEBlock(
+                config,
+                dim,
+                config.num_attention_heads,
+                config.intermediate_size,
+                drop_path_rate=config.drop_path_rate * index / max(num_blocks - 1, 1),
+            )
+            for index in range(num_blocks)
+        )
+        if final_norm is None:
+            final_norm = config.pooling == "cls"
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if final_norm else nn.Identity()
+        self.post_init()
+        self._set_positions_trainable()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MAEModelOutput:
+        """
+        Encodes images. A mask is applied if, and only if, one of `bool_masked_pos`, `noise` and `mask_ratio` is given,
+        in training and in evaluation alike.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised images.
+            bool_masked_pos (`torch.Tensor` of shape `(B, L)`, *optional*):
+                True (or 1) for each patch to remove, raster order, the same number in every sample. The visible
+                patches stay in raster order. Wins over `noise`.
+            noise (`torch.Tensor` of shape `(B, L)`, *optional*):
+                Uniform in [0, 1): the mask is a pure function of it, see [`mask_from_noise`].
+            mask_ratio (`float`, *optional*):
+                Share of the patches to remove, in [0, 1); defaults to `config.mask_ratio`. Without `noise`, the
+                noise is drawn from torch's generator.
+            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+                Whether to take images of another size than `config.image_size` by resampling the positions.
+            output_hidden_states (`bool`, *optional*): Whether to return all hidden states.
+            output_attentions (`bool`, *optional*):
+                Whether to return attention probabilities. Computes attention eagerly in this call.
+
+        Raises:
+            `ValueError`: for images or masks of the wrong shape, and for an unusable mask ratio.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+
+        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
+        positions = resample_positions(self.pos_embed, self.grid_size, grid_size)
+        hidden_states = self.patch_embed(pixel_values) + positions[:, 1:]
+
+        mask = ids_restore = None
+        if bool_masked_pos is not None or noise is not None or mask_ratio is not None:
+            ids_keep, mask, ids_restore = self._make_mask(hidden_states, grid_size, bool_masked_pos, noise, mask_ratio)
+            hidden_states = hidden_states.gather(1, ids_keep[..., None].expand(-1, -1, hidden_states.shape[2]))
+
+        cls_token = (self.cls_token + positions[:, :1]).to(hidden_states.dtype)
+        hidden_states = torch.cat([cls_token.expand(hidden_states.shape[0], -1, -1), hidden_states], dim=1)
+
+        all_hidden_states, all_attentions = (hidden_states,), ()
+        for block in self.blocks:
+            hidden_states, attentions = block(hidden_states, output_attentions)
+            if output_hidden_states:
+                all_hidden_states += (hidden_states,)
+            if output_attentions:
+                all_attentions += (attentions,)
+
+        hidden_states = self.norm(hidden_states)
+        return MAEModelOutput(
+            last_hidden_state=hidden_states,
+            pooler_output=hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states[:, 1:].mean(dim=1),
+            mask=mask,
+            ids_restore=ids_restore,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+            attentions=all_attentions if output_attentions else None,
+        )
+
+    def _make_mask(
+        self,
+        patches: torch.Tensor,
+        grid_size: tuple[int, int],
+        bool_masked_pos: torch.Tensor | None,
+        noise: torch.Tensor | None,
+        mask_ratio: float | None,
+    ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+        """Checks the arguments of a mask and makes it: `ids_keep`, `mask`, `ids_restore`."""
+        shape = patches.shape[:2]
+        for name, value in (("bool_masked_pos", bool_masked_pos), ("noise", noise)):
+            if value is not None and value.shape != shape:
+                raise ValueError(
+                    f"{name} must have shape (batch, patches) = {tuple(shape)}, not {tuple(value.shape)}."
+                )
+
+        if bool_masked_pos is not None:
+            scores = bool_masked_pos.to(patches.device, torch.bool).int()
+            num_removed = scores.sum(dim=1)
+            if not bool((num_removed == num_removed[0]).all()):
+                raise ValueError(
+                    f"bool_masked_pos must remove the same number of patches from each sample, not "
+                    f"{num_removed.tolist()}."
+                )
+            # The sort is stable: visible patches first, in raster order.
+            return mask_from_noise(scores, grid_size, shape[1] - int(num_removed[0]))
+
+        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        if not 0 <= ratio < 1:
+            raise ValueError(f"mask_ratio={ratio} must be in [0, 1).")
+        if noise is None:
+            noise = torch.rand(shape, device=patches.device)
+        num_visible = num_visible_patches(shape[1], ratio)
+        return mask_from_noise(noise.to(patches.device), grid_size, num_visible, self.config.masking)
+
+
+class MAEForPreTraining(MAEPreTrainedModel):
+    """
+    The Masked Autoencoder: encoder, decoder and loss (Section 3). It always masks.
+
+    Args:
+        config ([`MAEConfig`]): Its `mask_ratio` must keep at least one patch and remove at least one.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^fc_norm\."]
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.mae = MAEModel(config, final_norm=True)
+        self.decoder = MAEDecoder(config)
+        self._check_num_visible(num_visible_patches(config.num_patches, config.mask_ratio), config.num_patches)
+        self.post_init()
+        self._set_positions_trainable()
+
+    @staticmethod
+    def _check_num_visible(num_visible: int, num_patches: int) -> None:
+        if not 0 < num_visible < num_patches:
+            raise ValueError(
+                f"Pre-training needs visible and removed patches, but the mask keeps {num_visible} of {num_patches}: "
+                "change mask_ratio (or bool_masked_pos), or use smaller patches."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_loss: bool = True,
+    ) -> MAEForPreTrainingOutput:
+        """
+        Masks images, encodes what is visible and predicts the rest. Arguments as in [`MAEModel.forward`], and:
+
+        Args:
+            mask_ratio (`float`, *optional*, defaults to `config.mask_ratio`):
+                Share of the patches to remove.
+            return_loss (`bool`, *optional*, defaults to `True`):
+                Whether to compute the loss.
+
+        Raises:
+            `ValueError`: as in [`MAEModel.forward`], and where the mask keeps or removes nothing.
+        """
+        if bool_masked_pos is None and noise is None and mask_ratio is None:
+            mask_ratio = self.config.mask_ratio
+        outputs = self.mae(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            noise=noise,
+            mask_ratio=mask_ratio,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        latent = outputs.last_hidden_state
+        self._check_num_visible(latent.shape[1] - 1, outputs.mask.shape[1])
+        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
+        logits = self.decoder(latent, outputs.ids_restore, grid_size)
+        return MAEForPreTrainingOutput(
+            loss=self.loss(pixel_values, logits, outputs.mask) if return_loss else None,
+            logits=logits,
+            mask=outputs.mask,
+            ids_restore=outputs.ids_restore,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """
+        Mean squared error over the removed patches (Section 3, "Reconstruction target"), computed in float32.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`)
+            logits (`torch.Tensor` of shape `(B, L, P)`)
+            mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
+
+        Returns:
+            `torch.Tensor`: a scalar.
+        """
+        target = self.patchify(pixel_values.float())
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(target)
+            target = (target - mean) / std
+        loss = (logits.float() - target).square().mean(dim=-1)
+        return (loss * mask).sum() / mask.sum()
+
+    @staticmethod
+    def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (unbiased, as in the official code) of each patch, `(B, L, 1)` each."""
+        return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """
+        `(B, C, H, W)` -> `(B, L, P)`, any size that the patch size divides. Patches in raster order; within a patch
+        the channel comes last.
+        """
+        grid_height, grid_width = self._check_pixel_values(pixel_values, interpolate_pos_encoding=True)
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        patches = pixel_values.unflatten(3, (grid_width, patch_width)).unflatten(2, (grid_height, patch_height))
+        return torch.einsum("nchpwq->nhwpqc", patches).flatten(3).flatten(1, 2)
+
+    def unpatchify(self, patches: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
+        """
+        `(B, L, P)` -> `(B, C, H, W)`, the inverse of [`~MAEForPreTraining.patchify`].
+
+        Args:
+            image_size (`int` or `(int, int)`, *optional*): (H, W) in pixels; defaults to `config.image_size`.
+
+        Raises:
+            `ValueError`: where the patches do not make an image of that size.
+        """
+        image_size = to_pair(self.config.image_size if image_size is None else image_size)
+        patch_size = to_pair(self.config.patch_size)
+        grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
+        expected = (grid_size[0] * grid_size[1], patch_size[0] * patch_size[1] * self.config.num_channels)
+        if patches.ndim != 3 or tuple(patches.shape[1:]) != expected:
+            raise ValueError(
+                f"An image of {image_size[0]} x {image_size[1]} pixels is made of patches of shape (batch, "
+                f"{expected[0]}, {expected[1]}), not {tuple(patches.shape)}; pass image_size=(height, width)."
+            )
+        patches = patches.unflatten(2, (*patch_size, self.config.num_channels)).unflatten(1, grid_size)
+        return torch.einsum("nhwpqc->nchpwq", patches).flatten(4).flatten(2, 3)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        pixel_values: torch.Tensor,
+        bool_masked_pos: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+        mask_ratio: float | None = None,
+        interpolate_pos_encoding: bool = False,
+    ) -> MAEReconstructionOutput:
+        """
+        Masks images and fills the gaps (Figures 2 to 4). Arguments as in [`~MAEForPreTraining.forward`].
+
+        A model with `norm_pix_loss` predicts patches without their mean and contrast; here they are taken from the
+        true patch, so that its pictures look better than what it knows. Say so where they are shown.
+        """
+        outputs = self(
+            pixel_values,
+            bool_masked_pos=bool_masked_pos,
+            noise=noise,
+            mask_ratio=mask_ratio,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            return_loss=False,
+            return_dict=True,
+        )
+        patches = self.patchify(pixel_values)
+        prediction = outputs.logits
+        if self.config.norm_pix_loss:
+            mean, std = self._patch_statistics(patches.float())
+            prediction = prediction * std + mean
+        prediction = prediction.to(patches.dtype)
+        removed = outputs.mask[..., None].bool()
+        image_size = pixel_values.shape[2:]
+        return MAEReconstructionOutput(
+            masked=self.unpatchify(patches.masked_fill(removed, 0), image_size),
+            reconstruction=self.unpatchify(prediction, image_size),
+            pasted=self.unpatchify(torch.where(removed, prediction, patches), image_size),
+            mask=outputs.mask,
+        )
+
+
+class MAEForImageClassification(MAEPreTrainedModel):
+    """
+    The encoder with a linear classifier, as in the official fine-tuning code. Pools by `config.pooling`: the cls token
+    after the final norm, or the mean of the patch tokens followed by `fc_norm`. The position table is trained.
+    """
+
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^mae\.norm\."]
+    _positions_trainable = True
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mae = MAEModel(config)
+        mean_pooling = config.pooling == "mean"
+        self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean_pooling else nn.Identity()
+        self.head = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
+        self.post_init()
+        self._set_positions_trainable()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self.head and isinstance(module, nn.Linear):
+            init.trunc_normal_(module.weight, std=2e-5)
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that take no weight decay, beside biases and all that is one-dimensional."""
+        return {"mae.cls_token", "mae.pos_embed"}
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised images.
+            labels (`torch.Tensor`, *optional*):
+                Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`: cross-entropy.
+                With `config.problem_type = "multi_label_classification"` 0 or 1 for each class, shape
+                `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label: squared error.
+            interpolate_pos_encoding, output_hidden_states, output_attentions:
+                As in [`MAEModel.forward`].
+
+        Returns:
+            [`ImageClassifierOutput`] with `logits` of shape `(B, num_labels)`.
+        """
+        outputs = self.mae(
+            pixel_values,
+            interpolate_pos_encoding=interpolate_pos_encoding,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        logits = self.head(self.fc_norm(outputs.pooler_output))
+        return ImageClassifierOutput(
+            loss=None if labels is None else self.loss(logits, labels),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The loss for `labels`, see [`~MAEForImageClassification.forward`]; in float32."""
+        logits, labels = logits.float(), labels.to(logits.device)
+        problem_type = self.config.problem_type
+        if problem_type is None and self.num_labels == 1:
+            problem_type = "regression"
+        class_indices = problem_type in (None, "single_label_classification") and not labels.is_floating_point()
+        expected = logits.shape[:1] if class_indices or labels.ndim == 1 == self.num_labels else logits.shape
+        if labels.shape != expected:
+            raise ValueError(
+                f"labels of type {labels.dtype} must have shape {tuple(expected)}, not {tuple(labels.shape)}: class "
+                "indices, soft labels as floats, or for several labels an image "
+                'config.problem_type="multi_label_classification".'
+            )
+        if problem_type == "regression":
+            return F.mse_loss(logits, labels.view_as(logits).float())
+        if problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(logits, labels.float())
+        return F.cross_entropy(logits, labels if class_indices else labels.float())
+
+
+def make_image_processor(config: MAEConfig):
+    """
+    The stock `ViTImageProcessor` for a model: bicubic, with the model's own mean and std. Square images are resized at
+    their shorter side and cropped at the centre, with the official evaluation's margin (224 of 256 up to 224 pixels,
+    none above); rectangular models take an exact resize.
+    """
+    from transformers import ViTImageProcessor  # needs torchvision, which the model itself does not
+
+    height, width = to_pair(config.image_size)
+    if height == width:
+        shortest_edge = int(height / 0.875) if height <= 224 else height
+        geometry = {
+            "size": {"shortest_edge": shortest_edge},
+            "do_center_crop": True,
+            "crop_size": {"height": height, "width": width},
+        }
+    else:
+        geometry = {"size": {"height": height, "width": width}}
+    normalisation = {"do_normalize": False}
+    if config.image_mean is not None:
+        normalisation = {"image_mean": config.image_mean, "image_std": config.image_std}
+    return ViTImageProcessor(
+        resample=PILImageResampling.BICUBIC, do_convert_rgb=config.num_channels == 3, **geometry, **normalisation
+    )
+
+
+_AUTO_MAP = {
+    "AutoConfig": "configuration_mae.MAEConfig",
+    "AutoModel": "modeling_mae.MAEModel",
+    "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+}
+
+# Always, because a model whose class is not registered saves no code.
+MAEModel.register_for_auto_class("AutoModel")
+MAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
+MAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+
+# Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.
+if not __package__:
+    AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
+    AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
+    AutoModelForImageClassification.register(MAEConfig, MAEForImageClassification, exist_ok=True)
+
+__all__ = ["MAEForImageClassification", "MAEForPreTraining", "MAEModel", "MAEPreTrainedModel"]
