@@ -255,7 +255,7 @@ class MAEConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value!r} must hold one value for each of num_channels={self.num_channels}.")
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError(
-                f"image_mean={self.image_mean!r} and image_std={self.image_std!r} must be given together or not at all."
+                f"image_mean={self.image_mean!r} and image_std={self.image_std!r} must be given together, or neither."
             )
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r} must be positive.")

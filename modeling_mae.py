@@ -11,7 +11,6 @@
 # WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
 # See the License for the specific language governing permissions and
 # limitations under the License.
-"""Configuration of the Masked Autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
 """
 The Masked Autoencoder (He et al. 2021, arXiv 2111.06377) as transformers models.
@@ -914,9 +913,10 @@ class MAEForImageClassification(MAEPreTrainedModel):
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised images.
             labels (`torch.Tensor`, *optional*):
-                Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`: cross-entropy.
-                With `config.problem_type = "multi_label_classification"` 0 or 1 for each class, shape
-                `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label: squared error.
+                Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`:
+                cross-entropy. With `config.problem_type = "multi_label_classification"`, 0 or 1 for each class, of
+                shape `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label: squared
+                error.
             interpolate_pos_encoding, output_hidden_states, output_attentions:
                 As in [`MAEModel.forward`].
 

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, Image
 from PIL import Image as PILImage
 
+
 PACKAGE = "emoji-datasource-google@16.0.0"
 PACKAGE_FILE = "emoji-datasource-google-16.0.0.tgz"
 PACKAGE_SHA256 = "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438"
