@@ -1,0 +1,101 @@
+"""
+Pre-trains a Masked Autoencoder.
+
+    accelerate launch examples/run_mae.py                             the embedded emoji, a small model, 4 minutes
+    accelerate launch examples/run_mae.py --train_dir my_images --output_dir outputs/mine
+    accelerate launch examples/run_mae.py --recipe FILE.yaml [--any_flag VALUE ...]
+    python examples/run_mae.py --help
+
+The same command again goes on where it was. Exit code 2: a mistake in the command line, told in one line.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from transformers.utils import logging
+
+from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.checkpointing import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
+from mae.data import load_images
+from mae.errors import UserError
+from mae.sources import open_dataset, open_folder
+from mae.training import PreTraining, build_model, make_accelerator
+from mae.visualization import save_curve, save_reconstruction
+
+
+HERE = Path(__file__).resolve().parent
+
+
+def main() -> None:
+    recipe, arguments = parse_arguments(
+        PreTrainingRecipe, RunArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
+    )
+    accelerator = make_accelerator()
+    logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
+
+    if recipe.train_dir is not None:
+        source = open_folder(recipe.train_dir, "--train_dir")
+        held_out = open_folder(recipe.validation_dir, "--validation_dir") if recipe.validation_dir else None
+    else:
+        source, held_out = open_dataset(
+            recipe.dataset_name or str(HERE / "data" / "emoji"), recipe.dataset_config_name, recipe.image_column_name
+        )
+    model = build_model(recipe)
+    training = PreTraining(model, source, recipe, arguments, accelerator)
+    run = RunDirectory(
+        arguments.output_dir, training.identity, arguments.overwrite_output_dir, accelerator.is_main_process
+    )
+    accelerator.wait_for_everyone()
+    if run.results is not None:
+        accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
+        return
+
+    accelerator.print(
+        f"Pre-training {model.num_parameters():,} parameters on {source_size(source)} images: {training.num_steps} "
+        f"steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on {accelerator.num_processes} x "
+        f"{accelerator.device.type}"
+    )
+    results = training.train(run)
+
+    if accelerator.is_main_process:
+        model.save_pretrained(run.path)
+        save_curve(run.read_metrics(), run.path / CURVE_FILE)
+        images = load_images(held_out or source, model.config, count=12)
+        kind = "held-out" if held_out else "training"
+        title = f"{kind} images after {results['epochs']:.0f} epochs"
+        if model.config.norm_pix_loss:
+            title += " (mean and contrast of each patch are the true ones)"
+        save_reconstruction(model, images, run.path / RECONSTRUCTION_FILE, title)
+        run.finish(results)
+        print(summary(run, results))
+    accelerator.end_training()
+
+
+def source_size(source) -> str:
+    return f"{sum(source.group_sizes):,}"
+
+
+def summary(run: RunDirectory, results: dict) -> str:
+    """What there is now, and what to do with it."""
+    return f"""
+{results["steps"]} steps, {results["epochs"]:.1f} epochs, loss {results["loss"]:.4f}
+  model            {run.path}
+  loss curve       {run.path / CURVE_FILE}
+  reconstructions  {run.path / RECONSTRUCTION_FILE}
+  metrics          {run.path / "metrics.jsonl"}
+  checkpoints      {", ".join(str(path) for path in run.checkpoints())}
+
+Load the encoder:
+  python -c "import modeling_mae; from transformers import AutoModel; print(AutoModel.from_pretrained('{run.path}'))"
+Train on from these weights:
+  accelerate launch examples/run_mae.py --model_name_or_path {run.path} --output_dir {run.path}_more"""
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,206 @@
+"""
+Arguments of the training scripts: dataclasses, a recipe file, flags.
+
+Two parts, kept apart because a run's identity is made of the first: [`PreTrainingRecipe`] is what changes results,
+[`RunArguments`] is where and how efficiently. Names are those of `TrainingArguments` and of transformers' own
+run_mae.py.
+"""
+
+import argparse
+import difflib
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from mae.errors import UserError
+
+
+@dataclass
+class PreTrainingRecipe:
+    """What changes the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Parquet data set: a folder, a file or a pattern. Default: the embedded emoji."},
+    )
+    dataset_config_name: str | None = field(
+        default=None, metadata={"help": "Configuration of the data set, where it has several."}
+    )
+    image_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the images. Default: the only one of type Image."}
+    )
+    train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, at any depth."})
+    validation_dir: str | None = field(
+        default=None, metadata={"help": "Folder of held-out images, for the pictures of --train_dir."}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Checkpoint to go on from. Default: a model from scratch."}
+    )
+    model_size: str = field(default="base", metadata={"help": "tiny, small, base, large or huge."})
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
+    )
+    patch_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
+    )
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the patches to remove. Default: the model's, 0.75."}
+    )
+    norm_pix_loss: bool | None = field(
+        default=None, metadata={"help": "Normalise target pixels within each patch (Table 1d). Default: the model's."}
+    )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Fields of the configuration: hidden_size=192,num_hidden_layers=6"}
+    )
+    base_learning_rate: float = field(
+        default=1.5e-4, metadata={"help": "Learning rate of 256 images; multiplied by effective batch / 256."}
+    )
+    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
+    adam_beta1: float = field(default=0.9, metadata={"help": "Beta1 of AdamW."})
+    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
+    max_steps: int = field(default=-1, metadata={"help": "If positive, optimizer steps instead of epochs."})
+    warmup_epochs: float = field(default=40, metadata={"help": "Epochs of linear warm-up."})
+    seed: int = field(default=42, metadata={"help": "Seed of weights, order, crops and masks."})
+    lanes: int = field(
+        default=8, metadata={"help": "Pieces of an epoch that are read side by side; a multiple of the processes."}
+    )
+    shuffle_buffer_size: int = field(
+        default=4096, metadata={"help": "Images, over all lanes, within which the order is shuffled."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is not None and self.train_dir is not None:
+            raise UserError("--dataset_name and --train_dir exclude each other: give one of them.")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise UserError("--validation_dir goes with --train_dir; a data set has its own splits.")
+        for name in ("image_size", "patch_size"):
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, 2):
+                raise UserError(f"--{name} {' '.join(map(str, value))}: give a side, or height and width.")
+        positive = {"base_learning_rate": self.base_learning_rate}
+        if self.max_steps <= 0:
+            positive["num_train_epochs"] = self.num_train_epochs
+        for name, value in positive.items():
+            if not value > 0:
+                raise UserError(f"--{name} {value} must be positive.")
+        if self.max_steps < -1 or self.max_steps == 0:
+            raise UserError(f"--max_steps {self.max_steps} must be positive, or -1 for --num_train_epochs.")
+        for name in ("weight_decay", "warmup_epochs", "seed"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--{name} {getattr(self, name)} must not be negative.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name} {getattr(self, name)} must be in [0, 1).")
+
+
+@dataclass
+class RunArguments:
+    """Where a run leaves its files, and what only changes its speed."""
+
+    output_dir: str = field(default="outputs/run_mae", metadata={"help": "Where everything goes."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Remove an earlier run's files from the output directory and start anew."}
+    )
+    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images of a micro-batch of a process."})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimizer step."})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
+    dataloader_num_workers: int = field(default=0, metadata={"help": "Decoding processes of each training process."})
+    logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
+    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+
+    def __post_init__(self) -> None:
+        for name in (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_steps",
+            "save_total_limit",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value} must be at least 1.")
+        if self.dataloader_num_workers < 0:
+            raise UserError(f"--dataloader_num_workers {self.dataloader_num_workers} must not be negative.")
+
+
+class _Parser(HfArgumentParser):
+    """Tells an error in one line instead of a page of usage, and takes a bare flag for a bool without a default."""
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
+        if kwargs.get("type") is string_to_bool and "nargs" not in kwargs:
+            kwargs.update(nargs="?", const=True)
+        return super().add_argument(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        # "argument --max_steps/--max-steps: invalid" -> "--max_steps: invalid"
+        raise UserError(re.sub(r"^argument (--\w+)(/--[\w-]+)?", r"\1", message))
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def read_recipe(path: str, names: list[str]) -> list[str]:
+    """The flags that a recipe file stands for."""
+    try:
+        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--recipe {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(recipe, dict):
+        raise UserError(f"--recipe {path} must hold lines of the form 'flag: value'.")
+    flags = []
+    for name, value in recipe.items():
+        if name not in names:
+            raise UserError(f"--recipe {path}: unknown flag {name}.{_nearest(str(name), names)}")
+        if value is not None:
+            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return flags
+
+
+def parse_arguments(
+    *dataclasses: type, description: str, default_recipe: Path | None = None, argv: list[str] | None = None
+) -> tuple[Any, ...]:
+    """
+    Dataclasses filled from a recipe file and flags; flags win.
+
+    Args:
+        default_recipe: The recipe of a command line that names neither a recipe nor data.
+
+    Raises:
+        UserError: for anything wrong on the command line or in the recipe.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _Parser(dataclasses, description=description, allow_abbrev=False)
+    parser.add_argument("--recipe", help="YAML file of flags; flags on the command line override it.")
+    names = [item.name for dataclass_type in dataclasses for item in fields(dataclass_type)]
+
+    # Flags first alone: --recipe among them, and whether they name data.
+    flags, unknown = parser.parse_known_args(argv)
+    unknown = [argument for argument in unknown if argument.startswith("-")] or unknown
+    if unknown:
+        known = [f"--{name}" for name in [*names, "recipe"]]
+        raise UserError(f"unknown argument {unknown[0]}.{_nearest(unknown[0].split('=')[0], known)}")
+    recipe = flags.recipe
+    if recipe is None and default_recipe and flags.dataset_name is None and flags.train_dir is None:
+        recipe = str(default_recipe)
+    recipe_flags = [] if recipe is None else read_recipe(recipe, names)
+    # The recipe's flags stand before the command line's, whose last word counts.
+    try:
+        namespace = parser.parse_args(recipe_flags + argv)
+    except UserError as error:
+        raise UserError(f"{error} (with --recipe {recipe})" if recipe else str(error)) from None
+    return tuple(
+        dataclass_type(**{item.name: getattr(namespace, item.name) for item in fields(dataclass_type)})
+        for dataclass_type in dataclasses
+    )

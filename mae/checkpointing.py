@@ -1,0 +1,199 @@
+"""
+A run's directory: whose it is, its log, its checkpoints.
+
+    run.json             identity of the run: everything that changes its results
+    metrics.jsonl        a line for each logged step
+    checkpoint-N/        model, optimizer and position after step N; each loads with from_pretrained
+    train_results.json   written last: the mark of a finished run
+
+beside the final model and its pictures.
+"""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mae.errors import UserError
+
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+RESULTS_FILE = "train_results.json"
+OPTIMIZER_FILE = "optimizer.pt"
+STATE_FILE = "trainer_state.json"
+CURVE_FILE = "loss_curve.png"
+RECONSTRUCTION_FILE = "reconstruction.png"
+# What a run may remove again when it is told to start anew.
+_FILES = (
+    RUN_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    CURVE_FILE,
+    RECONSTRUCTION_FILE,
+    "config.json",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "modeling_mae.py",
+    "configuration_mae.py",
+)
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_UNFINISHED = re.compile(r"checkpoint-\d+\.unfinished")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a whole file or none."""
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one with dotted names."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+class RunDirectory:
+    """
+    The output directory of a training run.
+
+    Args:
+        path: The directory.
+        identity: Everything that changes the run's results, as JSON values.
+        overwrite: Whether to remove an earlier run's files.
+        is_main_process: Whether this process writes. The others must call after it has.
+
+    Raises:
+        UserError: where the directory holds something else, or a run with another identity.
+    """
+
+    def __init__(self, path: str, identity: dict, overwrite: bool = False, is_main_process: bool = True):
+        self.path = Path(path)
+        # As it will be read back: tuples become lists.
+        self.identity = json.loads(json.dumps(identity, default=str))
+        self.is_main_process = is_main_process
+        if is_main_process:
+            self._claim(overwrite)
+
+    def _claim(self, overwrite: bool) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--output_dir {self.path} is a file: name a directory.")
+        run_file = self.path / RUN_FILE
+        if overwrite and run_file.exists():
+            for name in _FILES:
+                (self.path / name).unlink(missing_ok=True)
+            for entry in list(self.path.iterdir()):
+                if _CHECKPOINT.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name):
+                    shutil.rmtree(entry)
+        if run_file.exists():
+            self._check_identity(run_file)
+            return
+        if self.path.exists() and any(self.path.iterdir()) and not overwrite:
+            raise UserError(
+                f"--output_dir {self.path} is not empty and holds no run of this script: name another directory, or "
+                "pass --overwrite_output_dir to write into it."
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(run_file, self.identity)
+        except OSError as error:
+            raise UserError(f"--output_dir {self.path} cannot be written: {error.strerror}.") from None
+
+    def _check_identity(self, run_file: Path) -> None:
+        try:
+            theirs = flatten(json.loads(run_file.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{run_file} cannot be read ({error}): pass --overwrite_output_dir to start anew."
+            ) from None
+        ours = flatten(self.identity)
+        differences = [
+            f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
+            for name in sorted(theirs.keys() | ours.keys())
+            if theirs.get(name) != ours.get(name)
+        ]
+        if differences:
+            raise UserError(
+                f"--output_dir {self.path} holds another run ({'; '.join(differences)}): name another directory, or "
+                "pass --overwrite_output_dir to remove that run. Nothing was changed."
+            )
+
+    @property
+    def results(self) -> dict | None:
+        """What the run reported when it finished, or None."""
+        path = self.path / RESULTS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def finish(self, results: dict) -> None:
+        if self.is_main_process:
+            write_json(self.path / RESULTS_FILE, results)
+
+    # Metrics
+
+    def read_metrics(self) -> list[dict]:
+        """The logged lines; a last line torn by a kill is left out."""
+        path = self.path / METRICS_FILE
+        metrics = []
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+            try:
+                metrics.append(json.loads(line))
+            except ValueError:
+                break
+        return metrics
+
+    def log(self, metrics: dict) -> None:
+        if self.is_main_process:
+            with open(self.path / METRICS_FILE, "a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+
+    def cut_metrics(self, step: int) -> None:
+        """Forgets what was logged after a step, which is about to be trained again."""
+        if self.is_main_process:
+            kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
+            unfinished = self.path / (METRICS_FILE + ".unfinished")
+            unfinished.write_text("".join(kept), encoding="utf-8")
+            os.replace(unfinished, self.path / METRICS_FILE)
+
+    # Checkpoints
+
+    def checkpoints(self) -> list[Path]:
+        """The complete checkpoints, oldest first."""
+        found = [entry for entry in self.path.iterdir() if _CHECKPOINT.fullmatch(entry.name)]
+        complete = [entry for entry in found if (entry / STATE_FILE).exists()]
+        return sorted(complete, key=lambda entry: int(entry.name.split("-")[1]))
+
+    def save(self, model, optimizer: torch.optim.Optimizer, state: dict, save_total_limit: int | None) -> None:
+        """Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones."""
+        if not self.is_main_process:
+            return
+        path = self.path / f"checkpoint-{state['step']}"
+        unfinished = path.with_name(path.name + ".unfinished")
+        for leftover in (path, unfinished):
+            shutil.rmtree(leftover, ignore_errors=True)
+        model.save_pretrained(unfinished)
+        torch.save(optimizer.state_dict(), unfinished / OPTIMIZER_FILE)
+        write_json(unfinished / STATE_FILE, state)
+        os.replace(unfinished, path)
+        if save_total_limit is not None:
+            for old in self.checkpoints()[:-save_total_limit]:
+                shutil.rmtree(old)
+
+    def load(self, model, optimizer: torch.optim.Optimizer) -> dict | None:
+        """Restores the newest checkpoint into model and optimizer; its state, or None where there is none."""
+        checkpoints = self.checkpoints()
+        if not checkpoints:
+            return None
+        path = checkpoints[-1]
+        model.load_state_dict(load_file(path / "model.safetensors"))
+        optimizer.load_state_dict(torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
+        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))

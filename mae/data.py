@@ -1,0 +1,381 @@
+"""
+From a source to batches: the stream is the sampler, decoding is a pure function of what it yields.
+
+    source -> SampleStream (this process's samples in order, raw) -> Decode (in the workers) -> collate -> batch
+
+The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
+"""
+
+import io
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as TF
+
+from configuration_mae import MAEConfig, to_pair
+from mae.errors import UserError
+from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
+from mae.sources import DataError, Source
+from modeling_mae import mask_from_noise, num_visible_patches
+
+
+DIGEST_SIZE = 16
+
+
+class Sample(NamedTuple):
+    """What the stream hands to a worker: a sample's key and its undecoded image."""
+
+    epoch: int
+    position: int  # running on over epochs
+    origin: tuple[str, int]  # file and row
+    seed: int
+    image: bytes | str
+
+
+@dataclass
+class Batch:
+    """
+    A micro-batch.
+
+    pixel_values: uint8 of shape (good, C, H, W); one blank image where none could be read.
+    noise: float32 of shape (good, L).
+    weight: good / size, by which the mean loss over the good images is scaled.
+    size: number of positions consumed.
+    digests: uint8 of shape (size, 8 + DIGEST_SIZE): position and digest of each sample.
+    skipped: (origin, reason) of each unreadable image.
+    """
+
+    pixel_values: torch.Tensor
+    noise: torch.Tensor
+    weight: float
+    size: int
+    digests: torch.Tensor
+    skipped: list[tuple[tuple[str, int], str]]
+
+
+# Decoding
+
+
+def decode_image(image: bytes | str, num_channels: int = 3) -> torch.Tensor:
+    """
+    An image file as uint8 of shape (C, H, W), C = 1 (grey) or 3 (RGB), EXIF orientation applied, alpha on white.
+
+    Raises:
+        Exception: of many kinds, for what is not a readable image.
+    """
+    if isinstance(image, str):
+        with open(image, "rb") as file:
+            image = file.read()
+    if image[:2] == b"\xff\xd8":
+        mode = ImageReadMode.GRAY if num_channels == 1 else ImageReadMode.RGB
+        data = torch.frombuffer(bytearray(image), dtype=torch.uint8)
+        return decode_jpeg(data, mode=mode, apply_exif_orientation=True)
+    with Image.open(io.BytesIO(image)) as file:
+        picture = ImageOps.exif_transpose(file)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = picture.convert("L" if num_channels == 1 else "RGB")
+    return TF.pil_to_tensor(picture)
+
+
+class Decode(Dataset):
+    """
+    A sample as training sees it: decoded, cropped and flipped (Section 4.2: random resized crops of 20 to 100 % of
+    the image, flips, nothing else), and the noise that makes its mask. A pure function of the sample.
+    """
+
+    def __init__(self, config: MAEConfig):
+        if config.num_channels not in (1, 3):
+            raise UserError(f"Image files have 1 or 3 channels; the model's num_channels is {config.num_channels}.")
+        self.config = config
+        self.crop = v2.RandomResizedCrop(to_pair(config.image_size), scale=(0.2, 1.0))
+
+    def __getitem__(self, sample: Sample) -> dict:
+        try:
+            image = decode_image(sample.image, self.config.num_channels)
+        except Exception as error:  # whatever is wrong with an image, its position is consumed
+            reason = f"{type(error).__name__}: {str(error) or 'no reason given'}".splitlines()[0]
+            return {"sample": sample, "skipped": reason, "digest": self.digest(sample, "skipped")}
+        # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of torch.manual_seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(sample.seed)
+            box = self.crop.make_params([image])
+            flip = bool(torch.rand(()) < 0.5)
+            noise = torch.rand(self.config.num_patches)
+        image = TF.resized_crop(
+            image, **box, size=self.crop.size, interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        if flip:
+            image = TF.horizontal_flip(image)
+        num_visible = num_visible_patches(self.config.num_patches, self.config.mask_ratio)
+        _, mask, _ = mask_from_noise(noise[None], self.config.grid_size, num_visible, self.config.masking)
+        digest = self.digest(sample, tuple(sorted(box.items())), flip, np.packbits(mask.bool().numpy()).tobytes())
+        return {"sample": sample, "pixel_values": image, "noise": noise, "digest": digest}
+
+    @staticmethod
+    def digest(sample: Sample, *what: object) -> bytes:
+        return hash_key(sample.epoch, sample.position, sample.origin, *what, size=DIGEST_SIZE)
+
+
+class Collate:
+    """Examples of one micro-batch as a [`Batch`]."""
+
+    def __init__(self, config: MAEConfig):
+        self.blank = {
+            "pixel_values": torch.zeros(config.num_channels, *to_pair(config.image_size), dtype=torch.uint8),
+            "noise": torch.linspace(0, 1, config.num_patches),
+        }
+
+    def __call__(self, examples: list[dict]) -> Batch:
+        good = [example for example in examples if "pixel_values" in example]
+        used = good or [self.blank]
+        keys = [example["sample"].position.to_bytes(8, "big") + example["digest"] for example in examples]
+        return Batch(
+            pixel_values=torch.stack([example["pixel_values"] for example in used]),
+            noise=torch.stack([example["noise"] for example in used]),
+            weight=len(good) / len(examples),
+            size=len(examples),
+            digests=torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(examples), -1),
+            skipped=[(example["sample"].origin, example["skipped"]) for example in examples if "skipped" in example],
+        )
+
+
+def samples_digest(digests: torch.Tensor) -> str:
+    """
+    One hash for the samples of a step, whoever processed them.
+
+    Args:
+        digests: uint8 of shape (global batch, 8 + DIGEST_SIZE), in any order.
+    """
+    rows = sorted(bytes(row) for row in digests.cpu().numpy())  # a row starts with its position
+    return hash_key(b"".join(rows), size=DIGEST_SIZE).hex()
+
+
+def normalize(images: torch.Tensor, config: MAEConfig) -> torch.Tensor:
+    """uint8 images `(B, C, H, W)` as the model takes them: float32, by the configuration's mean and std."""
+    pixel_values = images.float() / 255
+    if config.image_mean is not None:
+        mean = torch.tensor(config.image_mean, device=images.device).view(-1, 1, 1)
+        std = torch.tensor(config.image_std, device=images.device).view(-1, 1, 1)
+        pixel_values = (pixel_values - mean) / std
+    return pixel_values
+
+
+def denormalize(pixel_values: torch.Tensor, config: MAEConfig) -> torch.Tensor:
+    """The inverse of [`normalize`], as float32 in [0, 1]."""
+    if config.image_mean is not None:
+        mean = torch.tensor(config.image_mean, device=pixel_values.device).view(-1, 1, 1)
+        std = torch.tensor(config.image_std, device=pixel_values.device).view(-1, 1, 1)
+        pixel_values = pixel_values * std + mean
+    return pixel_values.float().clamp(0, 1)
+
+
+def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) -> torch.Tensor:
+    """
+    Up to `count` images of a source for evaluation, always the same ones: uint8 of shape (count, C, H, W). For square
+    models the shorter side is resized and the centre cropped; rectangular ones get an exact resize.
+    """
+    height, width = to_pair(config.image_size)
+    resize = v2.Resize(
+        [height] if height == width else [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
+    )
+    transform = v2.Compose([resize, v2.CenterCrop([height, width])])
+    ends = np.cumsum(source.group_sizes)
+    images = []
+    for row in permutation(int(ends[-1]), seed, "evaluation"):
+        group = int(np.searchsorted(ends, row, side="right"))
+        first_row = int(row - (ends[group] - source.group_sizes[group]))
+        try:
+            images.append(transform(decode_image(next(iter(source.read(group, first_row))), config.num_channels)))
+        except Exception:  # an unreadable image is told of where it matters, in training
+            continue
+        if len(images) == count:
+            break
+    if not images:
+        raise UserError("None of the held-out images can be read.")
+    return torch.stack(images)
+
+
+# Streaming
+
+
+class WindowReader:
+    """
+    A thread that reads windows in the order in which they are needed, the next ones while the present ones drain.
+
+    It runs ahead by at most `max_windows` windows and about `max_bytes` bytes; what the consumer waits for is read
+    whatever its size.
+    """
+
+    def __init__(self, source: Source, windows: Iterator[Window], max_windows: int, max_bytes: int):
+        self.source = source
+        self.windows = windows
+        self.max_windows = max_windows
+        self.max_bytes = max_bytes
+        self.ready: deque[tuple[Window, list]] = deque()
+        self.bytes_ahead = 0
+        self.consumer_waits = False
+        self.error: BaseException | None = None
+        self.stopped = False
+        self.changed = threading.Condition()
+        # Where each lane stopped reading: (group, next row, the open iterator).
+        self.cursors: dict[int, tuple[int, int, Iterator[bytes | str]]] = {}
+        self.thread = threading.Thread(target=self._run, name="window-reader", daemon=True)
+        self.thread.start()
+
+    def get(self) -> tuple[Window, list]:
+        """The next window and its images in the order of reading; waits for it."""
+        with self.changed:
+            self.consumer_waits = True
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.ready or self.error)
+            self.consumer_waits = False
+            if not self.ready:
+                raise self.error
+            window, images = self.ready.popleft()
+            self.bytes_ahead -= sum(map(len, images))
+            self.changed.notify_all()
+            return window, images
+
+    def close(self) -> None:
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        self.thread.join(timeout=5)  # a thread that hangs in a read is left behind; it is a daemon
+
+    def _account(self, num_bytes: int) -> None:
+        """Counts what was read, and waits until there is room for more."""
+        with self.changed:
+            self.bytes_ahead += num_bytes
+            self.changed.wait_for(
+                lambda: (
+                    self.stopped
+                    or (self.consumer_waits and not self.ready)
+                    or (len(self.ready) < self.max_windows and self.bytes_ahead < self.max_bytes)
+                )
+            )
+
+    def _run(self) -> None:
+        try:
+            for window in self.windows:
+                images = []
+                for group, first_row, count in window.segments:
+                    for image in self._read(window.lane, group, first_row, count):
+                        images.append(image)
+                        self._account(len(image))
+                        if self.stopped:
+                            return
+                with self.changed:
+                    self.ready.append((window, images))
+                    self.changed.notify_all()
+        except BaseException as error:  # handed to the consumer, which raises it
+            with self.changed:
+                self.error = error
+                self.changed.notify_all()
+
+    def _read(self, lane: int, group: int, first_row: int, count: int) -> Iterator[bytes | str]:
+        """`count` rows of a group, going on where the lane stopped if it stopped there."""
+        open_group, next_row, rows = self.cursors.pop(lane, (None, None, None))
+        if (open_group, next_row) != (group, first_row):
+            rows = iter(self.source.read(group, first_row))
+        for number in range(count):
+            try:
+                yield next(rows)
+            except StopIteration:
+                name, row = self.source.origin(group, first_row + number)
+                raise DataError(
+                    f"{name} ends at row {row}, earlier than its index says: the file is truncated or has changed."
+                ) from None
+        self.cursors[lane] = (group, first_row + count, rows)
+
+
+class SampleStream:
+    """
+    This process's samples from a position on: a batch sampler that yields the samples themselves.
+
+    Args:
+        source: Where images come from.
+        order: Their order.
+        batch_size: Samples of one micro-batch of this process.
+        process_index, num_processes: This process reads the lanes that are `process_index` modulo `num_processes`.
+        start, stop: First position of the run (over all processes), and the one after the last.
+        max_bytes_ahead: About how many bytes may be read before they are needed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        order: SampleOrder,
+        batch_size: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        start: int = 0,
+        stop: int | None = None,
+        max_bytes_ahead: int = 256 * 2**20,
+    ):
+        if order.lanes % num_processes:
+            raise UserError(
+                f"--lanes {order.lanes} must be a multiple of the number of processes, {num_processes}: each process "
+                "reads its own lanes."
+            )
+        if start % num_processes:
+            raise ValueError(f"start={start} must be a multiple of num_processes={num_processes}.")
+        self.source = source
+        self.order = order
+        self.batch_size = batch_size
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.start = start
+        self.stop = stop
+        self.max_bytes_ahead = max_bytes_ahead
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        order = self.order
+        lanes = range(self.process_index, order.lanes, self.num_processes)
+        # The reader starts here and not in __init__: DataLoader forks its workers before it asks for samples.
+        reader = WindowReader(self.source, order.windows(self.start, lanes), len(lanes), self.max_bytes_ahead)
+        current: dict[int, tuple[Window, list]] = {}
+        batch = []
+        try:
+            position = self.start + self.process_index
+            while self.stop is None or position < self.stop:
+                epoch, place = divmod(position, order.epoch_length)
+                row, lane = divmod(place, order.lanes)
+                window, images = current.get(lane, (None, None))
+                if window is None or window.epoch != epoch or row - window.start >= len(window):
+                    # Windows come in the order in which positions first need them, which is this loop's.
+                    window, images = current[lane] = reader.get()
+                index = int(window.order[row - window.start])
+                group, group_row = window.locate(index)
+                image, images[index] = images[index], b""  # frees it: a window drains while the next one fills
+                seed = sample_seed(order.seed, epoch, place)
+                batch.append(Sample(epoch, position, self.source.origin(group, group_row), seed, image))
+                if len(batch) == self.batch_size:
+                    yield batch
+                    batch = []
+                position += self.num_processes
+        finally:
+            reader.close()
+
+
+def make_loader(stream: SampleStream, config: MAEConfig, num_workers: int = 0) -> DataLoader:
+    """Batches of a stream. The same batches for any number of workers."""
+    return DataLoader(
+        Decode(config),
+        batch_sampler=stream,
+        collate_fn=Collate(config),
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        # Without one of its own, the DataLoader draws from torch's global generator when it starts.
+        generator=torch.Generator(),
+    )

@@ -1,0 +1,179 @@
+"""
+Sources of images: lists of groups of addressable rows, with a fingerprint.
+
+    ParquetSource        a group is a row group; read through `datasets` in streaming mode, bytes handed over as stored
+    ImageFolderSource    a group is one file, read when it is decoded
+
+A row is an image's bytes, or the path of its file. Counts come from parquet footers or the listing, so that a source
+opens quickly whatever its size.
+"""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import fsspec
+import pyarrow.parquet as pq
+from datasets import Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from mae.errors import UserError
+from mae.order import hash_key
+
+
+IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+class DataError(Exception):
+    """The data is not what its index says; the run cannot go on with it."""
+
+
+class Source(Protocol):
+    """What the sample stream needs to know of a data set."""
+
+    group_sizes: list[int]
+    fingerprint: str
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        """The rows of a group from `first_row` on: an image's bytes, or the path of its file."""
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        """Where a row comes from: the file's name within the source and the row's number in it."""
+
+
+class ImageFolderSource:
+    """All image files below a folder, at any depth, in any case of the extension. Links are not followed."""
+
+    def __init__(self, folder: str):
+        self.folder = folder
+        files = []
+        for directory, subdirectories, names in os.walk(folder):
+            subdirectories.sort()
+            for name in sorted(names):
+                path = os.path.join(directory, name)
+                if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not os.path.islink(path):
+                    files.append((Path(path).relative_to(folder).as_posix(), os.path.getsize(path)))
+        if not files:
+            raise UserError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
+        self.names = [name for name, _ in files]
+        self.group_sizes = [1] * len(files)
+        self.fingerprint = hash_key("folder", tuple(files)).hex()
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        yield os.path.join(self.folder, self.names[group])
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        return self.names[group], 0
+
+
+class ParquetSource:
+    """The image column of one split of a parquet data set."""
+
+    def __init__(self, dataset: IterableDataset, files: list[str], image_column_name: str | None = None):
+        self.column = find_image_column(dataset, image_column_name)
+        dataset = dataset.reshard()  # a shard for each row group
+        self.dataset = dataset.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+
+        common = os.path.dirname(os.path.commonprefix(files))
+        index, self.groups = [], []
+        for file in files:
+            name = os.path.relpath(file, common) if common else file
+            file_system, path = fsspec.core.url_to_fs(file)
+            try:
+                with file_system.open(path) as stream:
+                    metadata = pq.ParquetFile(stream).metadata
+            except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
+                raise UserError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+            first_row = 0
+            for number in range(metadata.num_row_groups):
+                row_group = metadata.row_group(number)
+                self.groups.append((name, first_row, row_group.num_rows))
+                index.append((name, row_group.num_rows, row_group.total_byte_size))
+                first_row += row_group.num_rows
+        if self.dataset.num_shards != len(self.groups):
+            raise DataError(f"datasets reads {self.dataset.num_shards} row groups where there are {len(self.groups)}.")
+        self.group_sizes = [num_rows for _, _, num_rows in self.groups]
+        if not sum(self.group_sizes):
+            raise UserError(f"{', '.join(files)} holds no rows.")
+        self.fingerprint = hash_key("parquet", self.column, tuple(index)).hex()
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        # A row group cannot be entered by row: what is not wanted is passed over.
+        rows = self.dataset.shard(num_shards=len(self.groups), index=group)
+        for row in itertools.islice(rows, first_row, None):
+            image = row[self.column] or {}
+            yield image.get("bytes") or image.get("path") or b""
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        name, first_row, _ = self.groups[group]
+        return name, first_row + row
+
+
+def find_image_column(dataset: IterableDataset, image_column_name: str | None) -> str:
+    """The column to read: the named one, or the only one of the Image type."""
+    features = dataset.features or dataset._resolve_features().features
+    if image_column_name is not None:
+        feature = features.get(image_column_name)
+        if isinstance(feature, Image) or feature in (Value("binary"), Value("large_binary")):
+            return image_column_name
+        if isinstance(feature, dict) and "bytes" in feature:
+            return image_column_name
+        found = "there is no such column" if feature is None else f"that column holds {type(feature).__name__}"
+        raise UserError(f"--image_column_name {image_column_name}: {found}. Columns: {', '.join(features)}.")
+    columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if len(columns) != 1:
+        found = f"several image columns ({', '.join(columns)})" if columns else "no column of type Image"
+        raise UserError(
+            f"The data has {found}: name one with --image_column_name. Columns: {', '.join(features) or 'none'}."
+        )
+    return columns[0]
+
+
+def open_folder(folder: str, flag: str) -> ImageFolderSource:
+    """The images below a folder; `flag` is named in the error."""
+    if not os.path.isdir(folder):
+        raise UserError(f"{flag} {folder}: there is no such folder.")
+    try:
+        return ImageFolderSource(folder)
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from None
+
+
+def open_dataset(
+    name: str, config_name: str | None = None, image_column_name: str | None = None
+) -> tuple[ParquetSource, ParquetSource | None]:
+    """
+    A parquet data set: a folder of parquet files, a file or a pattern of files, or whatever else `load_dataset` takes
+    that is parquet.
+
+    Returns:
+        Its train split, and its validation or test split where there is one.
+    """
+    paths = sorted(glob.glob(name)) if name.endswith(".parquet") else []
+    if name.endswith(".parquet") and not paths:
+        raise UserError(f"--dataset_name {name}: there is no such file.")
+    arguments = {"path": "parquet", "data_files": {"train": paths}} if paths else {"path": name, "name": config_name}
+    if not paths and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
+        raise UserError(f"--dataset_name {name}: there is no such folder.")
+    try:
+        builder = load_dataset_builder(**arguments)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--dataset_name {name} cannot be opened: {str(error).splitlines()[0]}") from error
+    if not isinstance(builder, Parquet):
+        raise UserError(
+            f"--dataset_name {name} is not made of parquet files: for a folder of images use --train_dir {name}; "
+            "other formats have no addressable rows and must be converted to parquet."
+        )
+    files = {str(split): list(files) for split, files in builder.config.data_files.items()}
+    if "train" not in files:
+        raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
+
+    def open_split(split: str) -> ParquetSource:
+        dataset = load_dataset(**arguments, split=split, streaming=True)
+        return ParquetSource(dataset, files[split], image_column_name)
+
+    held_out = next((split for split in ("validation", "test") if split in files), None)
+    return open_split("train"), open_split(held_out) if held_out else None

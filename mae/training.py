@@ -1,0 +1,230 @@
+"""
+The one training loop, on Accelerate: a step at a time over a sample stream, logged, saved and resumed.
+
+Model and optimizer are prepared by Accelerate, the data never is: the stream already yields this process's part of
+each global batch, and a prepared DataLoader would take every other batch of it.
+"""
+
+import os
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import asdict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
+
+from configuration_mae import MAEConfig
+from mae.arguments import PreTrainingRecipe, RunArguments
+from mae.checkpointing import RunDirectory
+from mae.data import SampleStream, make_loader, normalize, samples_digest
+from mae.errors import UserError
+from mae.optimization import learning_rate_at, make_optimizer
+from mae.order import SampleOrder
+from mae.sources import Source
+from modeling_mae import MAEForPreTraining
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's idea of this process; stops where the launcher meant something else."""
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != world_size:
+        raise UserError(
+            f"The launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}. On a CPU: "
+            f"ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {world_size} …"
+        )
+    return accelerator
+
+
+def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
+    """The model that a recipe names, from scratch or from a checkpoint. The seed decides its weights."""
+    set_seed(recipe.seed)
+    fields = {name: getattr(recipe, name) for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss")}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    for name in ("image_size", "patch_size"):
+        if name in fields:
+            fields[name] = fields[name][0] if len(fields[name]) == 1 else tuple(fields[name])
+    try:
+        if recipe.model_name_or_path is None:
+            config = MAEConfig.from_size(recipe.model_size, **fields)
+            if recipe.config_overrides:
+                config.update_from_string(recipe.config_overrides)
+            return MAEForPreTraining(config)
+        if recipe.config_overrides or "patch_size" in fields:
+            raise UserError("--config_overrides and --patch_size make a new model; --model_name_or_path has its own.")
+        return MAEForPreTraining.from_pretrained(recipe.model_name_or_path, **fields)
+    except StrictDataclassError as error:
+        raise UserError(str(error.__cause__ or error)) from None
+    except (OSError, ValueError) as error:
+        raise UserError(str(error).strip().splitlines()[0]) from None
+
+
+class PreTraining:
+    """
+    A run of masked pre-training.
+
+    Args:
+        model: What to train.
+        source: Its images.
+        recipe: What changes results.
+        arguments: What does not.
+
+    Raises:
+        UserError: where recipe, data and processes do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: MAEForPreTraining,
+        source: Source,
+        recipe: PreTrainingRecipe,
+        arguments: RunArguments,
+        accelerator: Accelerator,
+    ):
+        self.model = model
+        self.source = source
+        self.recipe = recipe
+        self.arguments = arguments
+        self.accelerator = accelerator
+        self.order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
+
+        self.accumulation = arguments.gradient_accumulation_steps
+        self.batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
+        self.steps_per_epoch = self.order.epoch_length / self.batch_size
+        self.num_steps = recipe.max_steps
+        if recipe.max_steps <= 0:
+            self.num_steps = int(recipe.num_train_epochs * self.order.epoch_length / self.batch_size)
+            if not self.num_steps:
+                raise UserError(
+                    f"--num_train_epochs {recipe.num_train_epochs:g} of {self.order.epoch_length} images make no batch "
+                    f"of {self.batch_size}: lower the batch size or train for longer."
+                )
+        self.num_epochs = self.num_steps / self.steps_per_epoch
+        self.learning_rate = recipe.base_learning_rate * self.batch_size / 256
+        # Made here for its checks of lanes against processes.
+        self.stream = self._make_stream(start=0)
+
+    def _make_stream(self, start: int) -> SampleStream:
+        return SampleStream(
+            self.source,
+            self.order,
+            self.arguments.per_device_train_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            start=start,
+            stop=self.num_steps * self.batch_size,
+        )
+
+    @property
+    def identity(self) -> dict:
+        """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
+        # In the place of names and flags, what they led to: the data's fingerprint and the model's configuration.
+        replaced = ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
+        replaced += ("model_size", "image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides")
+        recipe = {name: value for name, value in asdict(self.recipe).items() if name not in replaced}
+        config = {name: getattr(self.model.config, name) for name in MAEConfig.__annotations__}
+        return {
+            "recipe": recipe,
+            "effective_batch_size": self.batch_size,
+            "data_fingerprint": self.source.fingerprint,
+            "model": config,
+        }
+
+    def train(self, run: RunDirectory) -> dict:
+        """
+        Trains to the end, from the newest checkpoint of the run's directory if there is one.
+
+        Returns:
+            Steps, epochs, loss of the last logged step, and speed.
+        """
+        accelerator, arguments = self.accelerator, self.arguments
+        recipe = self.recipe
+        if arguments.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable()
+        optimizer = make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
+        model, optimizer = accelerator.prepare(self.model, optimizer)
+        model.train()
+
+        state = run.load(self.model, optimizer)
+        first_step = state["step"] if state else 0
+        run.cut_metrics(first_step)
+        loader = make_loader(
+            self._make_stream(start=first_step * self.batch_size), self.model.config, arguments.dataloader_num_workers
+        )
+        batches = iter(loader)
+        bar = tqdm(
+            total=self.num_steps,
+            initial=first_step,
+            desc="pre-training",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+
+        started = logged_at = time.perf_counter()
+        data_wait, last_logged, loss = 0.0, first_step, None
+        for step in range(first_step + 1, self.num_steps + 1):
+            learning_rate = learning_rate_at(
+                (step - 1) / self.steps_per_epoch, self.learning_rate, recipe.warmup_epochs, self.num_epochs
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+
+            step_loss, digests = 0.0, []
+            for micro_step in range(1, self.accumulation + 1):
+                asked = time.perf_counter()
+                batch = next(batches)
+                data_wait += time.perf_counter() - asked
+                for (file, row), reason in batch.skipped:
+                    tqdm.write(f"Skipped an unreadable image, {file} row {row}: {reason}", file=sys.stderr)
+                synchronised = micro_step == self.accumulation
+                with nullcontext() if synchronised else accelerator.no_sync(model):
+                    images = batch.pixel_values.to(accelerator.device, non_blocking=True)
+                    noise = batch.noise.to(accelerator.device, non_blocking=True)
+                    pixel_values = normalize(images, self.model.config)
+                    # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided
+                    # by the batch size, however the batch is divided.
+                    micro_loss = model(pixel_values, noise=noise).loss * (batch.weight / self.accumulation)
+                    accelerator.backward(micro_loss)
+                step_loss += micro_loss.detach()
+                digests.append(batch.digests)
+            optimizer.step()
+            optimizer.zero_grad()
+            bar.update()
+
+            if step % arguments.logging_steps == 0 or step == self.num_steps:
+                loss = accelerator.reduce(step_loss, "mean").item()
+                digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
+                now = time.perf_counter()
+                images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
+                run.log(
+                    {
+                        "step": step,
+                        "epoch": step / self.steps_per_epoch,
+                        "loss": loss,
+                        "learning_rate": learning_rate,
+                        "images_per_second": round(images_per_second, 1),
+                        "data_wait": round(data_wait, 4),
+                        "samples_digest": samples_digest(digests),
+                    }
+                )
+                bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second:.0f}"})
+                data_wait, last_logged, logged_at = 0.0, step, now
+
+            if step % arguments.save_steps == 0 or step == self.num_steps:
+                state = {"step": step, "position": step * self.batch_size}
+                run.save(self.model, optimizer, state, arguments.save_total_limit)
+                accelerator.wait_for_everyone()
+        bar.close()
+        runtime = time.perf_counter() - started
+        steps_done = self.num_steps - first_step
+        return {
+            "steps": self.num_steps,
+            "epochs": self.num_epochs,
+            "loss": loss if loss is not None else run.read_metrics()[-1]["loss"],
+            "train_runtime": round(runtime, 1),
+            "images_per_second": round(steps_done * self.batch_size / runtime, 1),
+        }

@@ -1,0 +1,93 @@
+"""Pictures of a run: the loss curve, and masked | reconstruction | original."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from mae.data import denormalize, normalize
+from modeling_mae import MAEForPreTraining
+
+
+matplotlib.rcParams["axes.spines.top"] = False
+matplotlib.rcParams["axes.spines.right"] = False
+
+
+def save_curve(metrics: list[dict], path: Path, title: str = "Pre-training loss") -> None:
+    """
+    The loss over the steps, single steps faint and their running mean bold, with the learning rate below.
+
+    Args:
+        metrics: Lines of metrics.jsonl, with `step`, `loss` and `learning_rate`.
+    """
+    steps = np.array([line["step"] for line in metrics])
+    losses = np.array([line["loss"] for line in metrics], dtype=float)
+    rates = [line["learning_rate"] for line in metrics]
+    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    window = max(len(losses) // 50, 1)
+    top.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="one step")
+    if window > 1:
+        mean = np.convolve(losses, np.ones(window) / window, mode="valid")
+        top.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of {window} logged steps")
+    top.set(ylabel="loss on masked patches", title=title)
+    top.set_ylim(bottom=0)
+    top.grid(alpha=0.3)
+    top.legend(frameon=False)
+    bottom.plot(steps, rates, color="tab:grey")
+    bottom.set(xlabel="optimizer step", ylabel="learning rate")
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    bottom.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def save_reconstruction(model: MAEForPreTraining, images: torch.Tensor, path: Path, title: str, seed: int = 0) -> None:
+    """
+    Masked input, reconstruction and original of each image, side by side. Masks are drawn from `seed`, so that the
+    pictures of two models can be compared.
+
+    Args:
+        images (`torch.Tensor` of shape `(B, C, H, W)`, uint8)
+    """
+    config = model.config
+    noise = torch.rand(len(images), config.num_patches, generator=torch.Generator().manual_seed(seed))
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    pixel_values = normalize(images.to(device), config)
+    outputs = model.reconstruct(pixel_values, noise=noise.to(device))
+    model.train(was_training)
+
+    patches = torch.ones_like(model.patchify(pixel_values)) * outputs.mask[..., None]
+    removed = model.unpatchify(patches)
+    masked = torch.where(removed.bool(), 0.5, denormalize(outputs.masked, config))  # the same grey for any mean
+    columns = {
+        f"{config.mask_ratio:.0%} masked": masked,
+        "reconstruction": denormalize(outputs.pasted, config),
+        "original": denormalize(pixel_values, config),
+    }
+
+    per_row = 2  # triptychs
+    num_rows = -(-len(images) // per_row)
+    height, width = images.shape[2:]
+    cell = 1.5
+    figure = Figure(figsize=(cell * (3 * per_row + 0.4), cell * height / width * num_rows + 0.9), layout="constrained")
+    groups = figure.subfigures(1, per_row, wspace=0.04, squeeze=False)[0]
+    for group_number, group in enumerate(groups):
+        axes = group.subplots(num_rows, 3, squeeze=False)
+        for row in range(num_rows):
+            index = row * per_row + group_number
+            for column, (name, pictures) in enumerate(columns.items()):
+                axis = axes[row][column]
+                axis.axis("off")
+                if index < len(images):
+                    picture = pictures[index].permute(1, 2, 0).cpu().numpy()
+                    # The first channel alone stands for images that are not RGB.
+                    picture = picture if picture.shape[2] == 3 else picture[..., 0]
+                    axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                if row == 0:
+                    axis.set_title(name, fontsize=10)
+    figure.suptitle(title, fontsize=11)
+    figure.savefig(path, dpi=120)
