@@ -52,7 +52,7 @@ def main() -> None:
         return
 
     accelerator.print(
-        f"Pre-training {model.num_parameters():,} parameters on {source_size(source)} images: {training.num_steps} "
+        f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: {training.num_steps} "
         f"steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on {accelerator.num_processes} x "
         f"{accelerator.device.type}"
     )
@@ -62,18 +62,14 @@ def main() -> None:
         model.save_pretrained(run.path)
         save_curve(run.read_metrics(), run.path / CURVE_FILE)
         images = load_images(held_out or source, model.config, count=12)
-        kind = "held-out" if held_out else "training"
-        title = f"{kind} images after {results['epochs']:.0f} epochs"
+        kind = "Held-out" if held_out else "Training"
+        title = f"{kind} images after {results['epochs']:.1f} epochs"
         if model.config.norm_pix_loss:
             title += " (mean and contrast of each patch are the true ones)"
         save_reconstruction(model, images, run.path / RECONSTRUCTION_FILE, title)
         run.finish(results)
         print(summary(run, results))
     accelerator.end_training()
-
-
-def source_size(source) -> str:
-    return f"{sum(source.group_sizes):,}"
 
 
 def summary(run: RunDirectory, results: dict) -> str:

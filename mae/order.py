@@ -79,7 +79,7 @@ class SampleOrder:
         self.num_rows = int(self.group_sizes.sum())
         if lanes < 1 or shuffle_buffer_size < lanes:
             raise UserError(
-                f"--lanes {lanes} must be at least 1, and --shuffle_buffer_size {shuffle_buffer_size} at least as large."
+                f"--lanes {lanes} must be at least 1, and --shuffle_buffer_size {shuffle_buffer_size} not smaller."
             )
         if self.num_rows < lanes:
             raise UserError(f"The data has {self.num_rows} images, fewer than --lanes {lanes}: lower --lanes.")

@@ -13,7 +13,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import fsspec
 import pyarrow.parquet as pq
@@ -69,47 +69,61 @@ class ImageFolderSource:
         return self.names[group], 0
 
 
+class RowGroup(NamedTuple):
+    """A row group of a parquet file, as the footer tells."""
+
+    file: str  # relative to what all files have in common
+    first_row: int  # within the file
+    num_rows: int
+    num_bytes: int
+
+
+def read_footers(files: list[str]) -> list[RowGroup]:
+    """The row groups of parquet files, local or remote; a range request for each file."""
+    common = os.path.dirname(os.path.commonprefix(files))
+    row_groups = []
+    for file in files:
+        name = os.path.relpath(file, common) if common else file
+        try:
+            file_system, path = fsspec.core.url_to_fs(file)
+            with file_system.open(path) as stream:
+                metadata = pq.ParquetFile(stream).metadata
+        except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
+            raise UserError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        first_row = 0
+        for number in range(metadata.num_row_groups):
+            row_group = metadata.row_group(number)
+            row_groups.append(RowGroup(name, first_row, row_group.num_rows, row_group.total_byte_size))
+            first_row += row_group.num_rows
+    if not any(row_group.num_rows for row_group in row_groups):
+        raise UserError(f"{', '.join(files)} holds no rows.")
+    return row_groups
+
+
 class ParquetSource:
     """The image column of one split of a parquet data set."""
 
-    def __init__(self, dataset: IterableDataset, files: list[str], image_column_name: str | None = None):
+    def __init__(self, dataset: IterableDataset, row_groups: list[RowGroup], image_column_name: str | None = None):
         self.column = find_image_column(dataset, image_column_name)
         dataset = dataset.reshard()  # a shard for each row group
         self.dataset = dataset.select_columns([self.column]).cast_column(self.column, Image(decode=False))
-
-        common = os.path.dirname(os.path.commonprefix(files))
-        index, self.groups = [], []
-        for file in files:
-            name = os.path.relpath(file, common) if common else file
-            file_system, path = fsspec.core.url_to_fs(file)
-            try:
-                with file_system.open(path) as stream:
-                    metadata = pq.ParquetFile(stream).metadata
-            except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-                raise UserError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-            first_row = 0
-            for number in range(metadata.num_row_groups):
-                row_group = metadata.row_group(number)
-                self.groups.append((name, first_row, row_group.num_rows))
-                index.append((name, row_group.num_rows, row_group.total_byte_size))
-                first_row += row_group.num_rows
-        if self.dataset.num_shards != len(self.groups):
-            raise DataError(f"datasets reads {self.dataset.num_shards} row groups where there are {len(self.groups)}.")
-        self.group_sizes = [num_rows for _, _, num_rows in self.groups]
-        if not sum(self.group_sizes):
-            raise UserError(f"{', '.join(files)} holds no rows.")
-        self.fingerprint = hash_key("parquet", self.column, tuple(index)).hex()
+        self.row_groups = row_groups
+        if self.dataset.num_shards != len(row_groups):
+            raise DataError(f"datasets reads {self.dataset.num_shards} row groups where there are {len(row_groups)}.")
+        self.group_sizes = [row_group.num_rows for row_group in row_groups]
+        index = tuple((row_group.file, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
+        self.fingerprint = hash_key("parquet", self.column, index).hex()
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         # A row group cannot be entered by row: what is not wanted is passed over.
-        rows = self.dataset.shard(num_shards=len(self.groups), index=group)
+        rows = self.dataset.shard(num_shards=len(self.row_groups), index=group)
         for row in itertools.islice(rows, first_row, None):
             image = row[self.column] or {}
             yield image.get("bytes") or image.get("path") or b""
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
-        name, first_row, _ = self.groups[group]
-        return name, first_row + row
+        row_group = self.row_groups[group]
+        return row_group.file, row_group.first_row + row
 
 
 def find_image_column(dataset: IterableDataset, image_column_name: str | None) -> str:
@@ -172,8 +186,8 @@ def open_dataset(
         raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
 
     def open_split(split: str) -> ParquetSource:
-        dataset = load_dataset(**arguments, split=split, streaming=True)
-        return ParquetSource(dataset, files[split], image_column_name)
+        row_groups = read_footers(files[split])
+        return ParquetSource(load_dataset(**arguments, split=split, streaming=True), row_groups, image_column_name)
 
     held_out = next((split for split in ("validation", "test") if split in files), None)
     return open_split("train"), open_split(held_out) if held_out else None

@@ -40,23 +40,40 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
+# What a checkpoint may be given anew; the rest of its configuration is the shape of its weights.
+_FREE_FIELDS = {"image_size", "mask_ratio", "masking", "norm_pix_loss", "drop_path_rate", "image_mean", "image_std"}
+
+
 def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
-    """The model that a recipe names, from scratch or from a checkpoint. The seed decides its weights."""
+    """
+    The model that a recipe names, from scratch or from a checkpoint. The seed decides its weights.
+
+    Raises:
+        UserError: for an impossible configuration, and for one that does not fit the checkpoint.
+    """
     set_seed(recipe.seed)
     fields = {name: getattr(recipe, name) for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss")}
     fields = {name: value for name, value in fields.items() if value is not None}
     for name in ("image_size", "patch_size"):
         if name in fields:
             fields[name] = fields[name][0] if len(fields[name]) == 1 else tuple(fields[name])
+    path = recipe.model_name_or_path
     try:
-        if recipe.model_name_or_path is None:
-            config = MAEConfig.from_size(recipe.model_size, **fields)
-            if recipe.config_overrides:
-                config.update_from_string(recipe.config_overrides)
+        config = MAEConfig.from_size(recipe.model_size) if path is None else MAEConfig.from_pretrained(path)
+        own = config.to_dict()
+        for name, value in fields.items():
+            setattr(config, name, value)
+        if recipe.config_overrides:
+            config.update_from_string(recipe.config_overrides)
+        if path is None:
             return MAEForPreTraining(config)
-        if recipe.config_overrides or "patch_size" in fields:
-            raise UserError("--config_overrides and --patch_size make a new model; --model_name_or_path has its own.")
-        return MAEForPreTraining.from_pretrained(recipe.model_name_or_path, **fields)
+        for name, value in config.to_dict().items():
+            if value != own[name] and name not in _FREE_FIELDS:
+                raise UserError(
+                    f"--model_name_or_path {path} has {name} {own[name]!r}, which its weights are made for; the flags "
+                    f"or the recipe say {value!r}."
+                )
+        return MAEForPreTraining.from_pretrained(path, config=config)
     except StrictDataclassError as error:
         raise UserError(str(error.__cause__ or error)) from None
     except (OSError, ValueError) as error:
@@ -100,8 +117,8 @@ class PreTraining:
             self.num_steps = int(recipe.num_train_epochs * self.order.epoch_length / self.batch_size)
             if not self.num_steps:
                 raise UserError(
-                    f"--num_train_epochs {recipe.num_train_epochs:g} of {self.order.epoch_length} images make no batch "
-                    f"of {self.batch_size}: lower the batch size or train for longer."
+                    f"--num_train_epochs {recipe.num_train_epochs:g} of {self.order.epoch_length} images make no "
+                    f"batch of {self.batch_size}: lower the batch size or train for longer."
                 )
         self.num_epochs = self.num_steps / self.steps_per_epoch
         self.learning_rate = recipe.base_learning_rate * self.batch_size / 256

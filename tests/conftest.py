@@ -1,0 +1,63 @@
+"""Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
+
+import os
+
+
+# Before anything of Hugging Face is imported: no test may reach for the network.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+
+ROOT = Path(__file__).resolve().parent.parent
+EMOJI = ROOT / "examples" / "data" / "emoji"
+
+
+@pytest.fixture(scope="session")
+def emoji_bytes() -> list[bytes]:
+    """The PNG files of the held-out emoji."""
+    column = pq.read_table(EMOJI / "test-00000-of-00001.parquet", columns=["image"])["image"]
+    return [row["bytes"] for row in column.to_pylist()]
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory, emoji_bytes) -> Path:
+    """60 images in nested folders, of several formats and cases of extension, among other files."""
+    folder = tmp_path_factory.mktemp("images")
+    for index, data in enumerate(emoji_bytes[:60]):
+        path = folder / f"group{index % 3}" / ("deep" if index % 2 else "") / f"{index:03}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if index % 4 == 3:
+            Image.open(io.BytesIO(data)).save(path.with_suffix(".JPG"), format="JPEG")
+        else:
+            path.with_suffix(".png").write_bytes(data)
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: str = "image") -> Path:
+    """A parquet file as others make them: a struct of bytes and path, with the features that `datasets` reads."""
+    rows = [{"bytes": data, "path": f"{index}.png"} for index, data in enumerate(images)]
+    features = '{"info": {"features": {"%s": {"_type": "Image"}}}}' % column
+    schema = pa.schema(
+        [(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))], metadata={"huggingface": features}
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({column: rows}, schema=schema), path, row_group_size=row_group_size)
+    return path
+
+
+@pytest.fixture(scope="session")
+def parquet_folder(tmp_path_factory, emoji_bytes) -> Path:
+    """90 rows in two files and seven row groups, and a held-out split."""
+    folder = tmp_path_factory.mktemp("parquet")
+    write_parquet(folder / "train-00000-of-00002.parquet", emoji_bytes[:50], row_group_size=16)
+    write_parquet(folder / "train-00001-of-00002.parquet", emoji_bytes[50:90], row_group_size=16)
+    write_parquet(folder / "test-00000-of-00001.parquet", emoji_bytes[90:102], row_group_size=6)
+    return folder

@@ -1,0 +1,424 @@
+"""Sources, decoding and the stream."""
+
+import io
+import os
+import random
+import threading
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import EMOJI, write_parquet
+from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+
+from configuration_mae import MAEConfig
+from mae.data import (
+    Decode,
+    Sample,
+    SampleStream,
+    WindowReader,
+    decode_image,
+    denormalize,
+    load_images,
+    make_loader,
+    normalize,
+    samples_digest,
+)
+from mae.errors import UserError
+from mae.order import SampleOrder
+from mae.sources import DataError, open_dataset, open_folder
+
+
+CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)
+
+
+def encode(picture: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+# Sources
+
+
+def test_embedded_data():
+    train, test = open_dataset(str(EMOJI))
+    assert sum(train.group_sizes) == 1716 and sum(test.group_sizes) == 190
+    assert len(train.group_sizes) > 8
+    assert sum(file.stat().st_size for file in EMOJI.iterdir()) <= 8e6
+    schema = pq.read_schema(EMOJI / "train-00000-of-00001.parquet")
+    assert schema.names == ["image", "label"] and b"Smileys & Emotion" in schema.metadata[b"huggingface"]
+
+
+def test_parquet_rows_are_the_files_rows(parquet_folder):
+    source, held_out = open_dataset(str(parquet_folder))
+    assert source.group_sizes == [16, 16, 16, 2, 16, 16, 8] and held_out.group_sizes == [6, 6]
+    tables = {path.name: pq.read_table(path)["image"].to_pylist() for path in parquet_folder.iterdir()}
+    for group, size in enumerate(source.group_sizes):
+        for first_row in (0, size - 1):
+            rows = list(source.read(group, first_row))
+            assert len(rows) == size - first_row
+            for offset, data in enumerate(rows):
+                file, row = source.origin(group, first_row + offset)
+                assert tables[file][row]["bytes"] == data
+
+
+def test_parquet_by_file_and_pattern(parquet_folder):
+    whole, _ = open_dataset(str(parquet_folder))
+    pattern, held_out = open_dataset(str(parquet_folder / "train-*.parquet"))
+    assert pattern.fingerprint == whole.fingerprint and held_out is None
+    one, _ = open_dataset(str(parquet_folder / "train-00000-of-00002.parquet"))
+    assert sum(one.group_sizes) == 50 and one.fingerprint != whole.fingerprint
+
+
+def test_fingerprint_follows_the_content_not_the_place(tmp_path, emoji_bytes):
+    first = write_parquet(tmp_path / "a" / "data.parquet", emoji_bytes[:20], 8)
+    same = write_parquet(tmp_path / "b" / "data.parquet", emoji_bytes[:20], 8)
+    regrouped = write_parquet(tmp_path / "c" / "data.parquet", emoji_bytes[:20], 10)
+    changed = write_parquet(tmp_path / "d" / "data.parquet", emoji_bytes[1:21], 8)
+    prints = [open_dataset(str(path))[0].fingerprint for path in (first, same, regrouped, changed)]
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_image_columns(tmp_path, emoji_bytes):
+    path = write_parquet(tmp_path / "photo.parquet", emoji_bytes[:8], 4, column="photo")
+    assert open_dataset(str(path))[0].column == "photo"
+
+    table = pq.read_table(path)
+    bare = tmp_path / "bare.parquet"
+    names = ["raw", "count"]
+    raw = [row["bytes"] for row in table["photo"].to_pylist()]
+    pq.write_table(type(table).from_pydict(dict(zip(names, [raw, list(range(8))]))), bare)
+    with pytest.raises(UserError, match="no column of type Image.*Columns: raw, count"):
+        open_dataset(str(bare))
+    with pytest.raises(UserError, match="--image_column_name count: that column holds Value"):
+        open_dataset(str(bare), image_column_name="count")
+    with pytest.raises(UserError, match="--image_column_name photo: there is no such column"):
+        open_dataset(str(bare), image_column_name="photo")
+    assert list(open_dataset(str(bare), image_column_name="raw")[0].read(0, 0)) == raw
+
+    both = tmp_path / "both.parquet"
+    features = '{"info": {"features": {"left": {"_type": "Image"}, "right": {"_type": "Image"}}}}'
+    pair = type(table).from_arrays([table["photo"], table["photo"]], names=["left", "right"])
+    pq.write_table(pair.replace_schema_metadata({"huggingface": features}), both)
+    with pytest.raises(UserError, match="several image columns .left, right."):
+        open_dataset(str(both))
+    assert open_dataset(str(both), image_column_name="right")[0].column == "right"
+
+
+def test_bad_parquet(tmp_path, emoji_bytes):
+    path = write_parquet(tmp_path / "data.parquet", emoji_bytes[:8], 4)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="data.parquet"):
+        open_dataset(str(path))
+    with pytest.raises(UserError, match="no such file"):
+        open_dataset(str(tmp_path / "nothing-*.parquet"))
+    with pytest.raises(UserError, match="no such folder"):
+        open_dataset(str(tmp_path / "nothing"))
+    empty = write_parquet(tmp_path / "empty.parquet", [], 4)
+    with pytest.raises(UserError, match="holds no rows"):
+        open_dataset(str(empty))
+
+
+def test_folder_of_images_as_dataset_is_told_the_flag(image_folder):
+    with pytest.raises(UserError, match="use --train_dir"):
+        open_dataset(str(image_folder))
+
+
+def test_folder(image_folder, tmp_path):
+    source = open_folder(str(image_folder), "--train_dir")
+    names = {source.origin(group, 0)[0] for group in range(len(source.group_sizes))}
+    assert len(names) == 60 and "group1/deep/001.png" in names and "group0/deep/003.JPG" in names
+    (path,) = source.read(0, 0)
+    assert decode_image(path).shape == (3, 64, 64)
+
+    (tmp_path / "inside").mkdir()
+    os.symlink(image_folder / "group0" / "000.png", tmp_path / "inside" / "link.png")
+    os.symlink(image_folder, tmp_path / "inside" / "link")
+    with pytest.raises(UserError, match="holds no image files"):
+        open_folder(str(tmp_path), "--train_dir")
+    with pytest.raises(UserError, match="--train_dir .*no such folder"):
+        open_folder(str(tmp_path / "nothing"), "--train_dir")
+
+
+# Decoding
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
+    x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
+    return Image.fromarray(np.stack([x, y, 255 - x], -1).astype("uint8")).convert(mode)
+
+
+@pytest.mark.parametrize(
+    ("mode", "format", "tolerance"),
+    [("RGB", "PNG", 0), ("RGB", "JPEG", 12), ("RGB", "WEBP", 12), ("RGB", "BMP", 0), ("CMYK", "JPEG", 14)],
+)
+def test_decode_formats(mode, format, tolerance):
+    image = decode_image(encode(picture(mode), format, **({"quality": 98} if format != "PNG" else {})))
+    expected = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
+    assert image.shape == (3, 24, 40) and image.dtype == torch.uint8
+    assert (image.int() - expected.int()).abs().float().mean() <= tolerance
+
+
+def test_decode_grey_palette_alpha_orientation_animation():
+    grey = picture("L")
+    for format in ("PNG", "JPEG"):
+        image = decode_image(encode(grey, format, quality=100) if format == "JPEG" else encode(grey, format))
+        assert (image[0] == image[1]).all() and (
+            image[0].int() - torch.from_numpy(np.array(grey)).int()
+        ).abs().max() < 4
+        assert decode_image(encode(picture(), format), num_channels=1).shape == (1, 24, 40)
+
+    palette = picture().quantize(16)
+    expected = torch.from_numpy(np.array(palette.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(decode_image(encode(palette, "PNG")), expected)
+
+    see_through = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    see_through.putpixel((0, 0), (255, 0, 0, 255))
+    image = decode_image(encode(see_through, "PNG"))
+    assert image[:, 0, 0].tolist() == [255, 0, 0] and image[:, 4, 4].tolist() == [255, 255, 255]
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    for format in ("PNG", "JPEG"):
+        assert decode_image(encode(picture(), format, exif=exif)).shape == (3, 40, 24)
+
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    first = decode_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    assert first[:, 0, 0].tolist() == [0, 0, 255]
+
+
+def test_jpeg_without_torchvisions_decoder(monkeypatch):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    data = [encode(picture(), "JPEG", exif=turned), encode(picture("L"), "JPEG"), encode(picture("CMYK"), "JPEG")]
+    expected = [decode_image(jpeg) for jpeg in data]
+    monkeypatch.setattr("mae.data.decode_jpeg", None)
+    for jpeg, image in zip(data[:2], expected):
+        assert torch.equal(decode_image(jpeg), image)
+    assert (decode_image(data[2]).int() - expected[2].int()).abs().max() <= 1  # rounding of the inks
+
+
+def sample(data: bytes, position: int = 5, seed: int = 11) -> Sample:
+    return Sample(0, position, ("file", position), seed, data)
+
+
+def test_augmentation_is_torchvisions(emoji_bytes):
+    # The second implementation: torchvision's own transforms under the same generator state.
+    transform = v2.Compose(
+        [
+            v2.RandomResizedCrop(32, scale=(0.2, 1.0), interpolation=InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(),
+        ]
+    )
+    flips = 0
+    for seed in range(20):
+        example = Decode(CONFIG)[sample(emoji_bytes[0], seed=seed)]
+        torch.manual_seed(seed)
+        expected = transform(decode_image(emoji_bytes[0]))
+        assert torch.equal(example["pixel_values"], expected)
+        assert torch.equal(example["noise"], torch.rand(CONFIG.num_patches))
+        flips += not torch.equal(expected, transform(decode_image(emoji_bytes[0])))
+    assert flips > 0
+
+
+def test_decode_is_pure(emoji_bytes):
+    torch.manual_seed(0)
+    first = Decode(CONFIG)[sample(emoji_bytes[0])]
+    untouched = torch.rand(())
+    torch.manual_seed(0)
+    assert untouched == torch.rand(())
+    again = Decode(CONFIG)[sample(emoji_bytes[0])]
+    assert torch.equal(first["pixel_values"], again["pixel_values"]) and first["digest"] == again["digest"]
+
+
+def test_digest_covers_what_it_says(emoji_bytes):
+    def digest(config=CONFIG, **changes):
+        return Decode(config)[sample(emoji_bytes[0])._replace(**changes)]["digest"]
+
+    other_ratio = MAEConfig(**{**CONFIG.to_dict(), "mask_ratio": 0.5})
+    digests = [
+        digest(),
+        digest(epoch=1),
+        digest(position=6),
+        digest(origin=("other", 5)),
+        digest(origin=("file", 6)),
+        digest(seed=12),
+        digest(config=other_ratio),
+    ]
+    assert len(set(digests)) == len(digests)
+
+
+def test_normalize_and_back():
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    expected = v2.functional.normalize(images / 255, mean=CONFIG.image_mean, std=CONFIG.image_std)
+    torch.testing.assert_close(normalize(images, CONFIG), expected)
+    torch.testing.assert_close(denormalize(normalize(images, CONFIG), CONFIG), images / 255)
+    plain = MAEConfig(num_channels=4)
+    four = torch.randint(0, 256, (2, 4, 4, 4), dtype=torch.uint8)
+    assert torch.equal(normalize(four, plain), four / 255)
+
+
+def test_load_images(parquet_folder):
+    _, held_out = open_dataset(str(parquet_folder))
+    images = load_images(held_out, CONFIG, count=8)
+    assert images.shape == (8, 3, 32, 32) and torch.equal(images, load_images(held_out, CONFIG, count=8))
+    assert len(load_images(held_out, CONFIG, count=100)) == 12
+    wide = MAEConfig(image_size=(16, 48), patch_size=8)
+    assert load_images(held_out, wide, count=2).shape == (2, 3, 16, 48)
+
+
+def test_more_channels_are_refused():
+    with pytest.raises(UserError, match="num_channels is 4"):
+        Decode(MAEConfig(num_channels=4))
+
+
+# The stream
+
+
+def batches(source, workers=0, start=0, stop=96, batch_size=8, index=0, processes=1):
+    order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
+    stream = SampleStream(source, order, batch_size, index, processes, start, stop)
+    return list(make_loader(stream, CONFIG, workers))
+
+
+def assert_same(ours, theirs):
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs):
+        assert torch.equal(one.digests, other.digests)
+        assert torch.equal(one.pixel_values, other.pixel_values) and torch.equal(one.noise, other.noise)
+
+
+@pytest.fixture(params=["parquet", "folder"])
+def source(request, parquet_folder, image_folder):
+    if request.param == "parquet":
+        return open_dataset(str(parquet_folder))[0]
+    return open_folder(str(image_folder), "--train_dir")
+
+
+def test_workers_do_not_matter(source):
+    expected = batches(source)
+    for workers in (1, 3):
+        torch.manual_seed(workers)
+        random.seed(workers)
+        assert_same(batches(source, workers), expected)
+
+
+def test_any_start(source):
+    # 90 or 60 rows: two positions in the first epoch, one in the second; windows of 8, so in mid-window too.
+    expected = batches(source)
+    for start in (24, 40, 80):
+        assert_same(batches(source, start=start), expected[start // 8 :])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_divide_the_global_batch(source, processes):
+    expected = [samples_digest(batch.digests) for batch in batches(source)]
+    parts = [
+        batches(source, batch_size=8 // processes, index=index, processes=processes) for index in range(processes)
+    ]
+    together = [samples_digest(torch.cat([batch.digests for batch in step])) for step in zip(*parts)]
+    assert together == expected
+
+
+def test_accumulation_divides_the_global_batch(source):
+    expected = [samples_digest(batch.digests) for batch in batches(source)]
+    halves = batches(source, batch_size=4)
+    pairs = [samples_digest(torch.cat([a.digests, b.digests])) for a, b in zip(halves[0::2], halves[1::2])]
+    assert pairs == expected
+
+
+def test_samples_are_the_rows(source):
+    """Against the source read on its own: each sample is the row that its origin names, each row once an epoch."""
+    order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
+    rows = {}
+    for group, size in enumerate(source.group_sizes):
+        for row, data in enumerate(source.read(group, 0)):
+            rows[source.origin(group, row)] = data
+    stream = SampleStream(source, order, batch_size=4, stop=order.epoch_length)
+    samples = [sample for batch in stream for sample in batch]
+    assert [sample.position for sample in samples] == list(range(order.epoch_length))
+    assert all(rows[sample.origin] == sample.image for sample in samples)
+    assert len({sample.origin for sample in samples}) == order.epoch_length
+
+
+class BrokenSource:
+    """A source with what real ones have now and then."""
+
+    fingerprint = "broken"
+
+    def __init__(self, images, claimed=None):
+        self.images = images
+        self.group_sizes = [claimed or len(images)]
+
+    def read(self, group, first_row):
+        yield from self.images[first_row:]
+
+    def origin(self, group, row):
+        return "file", row
+
+
+def test_an_unreadable_image_consumes_its_position(emoji_bytes):
+    good = BrokenSource(emoji_bytes[:32])
+    bad = BrokenSource([b"no image" if row == 7 else data for row, data in enumerate(emoji_bytes[:32])])
+    ours, theirs = batches(bad, stop=32), batches(good, stop=32)
+    assert [batch.size for batch in ours] == [8] * 4
+    (hit,) = [number for number, batch in enumerate(ours) if batch.skipped]
+    assert ours[hit].skipped == [(("file", 7), ours[hit].skipped[0][1])] and "Unidentified" in ours[hit].skipped[0][1]
+    assert ours[hit].weight == 7 / 8 and len(ours[hit].pixel_values) == 7
+    assert_same(ours[:hit] + ours[hit + 1 :], theirs[:hit] + theirs[hit + 1 :])
+    kept = [not torch.equal(a, b) for a, b in zip(ours[hit].digests, theirs[hit].digests)].index(True)
+    others = [row for row in range(8) if row != kept]
+    assert torch.equal(ours[hit].pixel_values, theirs[hit].pixel_values[others])
+
+
+def test_nothing_readable_gives_a_blank_of_weight_0():
+    for batch in batches(BrokenSource([b""] * 32), stop=32):
+        assert batch.weight == 0 and batch.size == 8 and batch.pixel_values.shape == (1, 3, 32, 32)
+
+
+def test_a_source_that_ends_early_is_an_error(emoji_bytes):
+    with pytest.raises(DataError, match="file has no row 2."):
+        batches(BrokenSource(emoji_bytes[:20], claimed=32), stop=32)
+
+
+def test_lanes_and_processes():
+    with pytest.raises(UserError, match="--lanes 4 must be a multiple of the number of processes, 3"):
+        batches(BrokenSource([b""] * 32), processes=3)
+
+
+def test_reading_ahead_is_bounded_in_bytes():
+    read = []
+
+    class Counting(BrokenSource):
+        def read(self, group, first_row):
+            for data in self.images[first_row:]:
+                read.append(len(data))
+                yield data
+
+    source = Counting([bytes(1000)] * 512)
+    order = SampleOrder(source.group_sizes, seed=0, lanes=1, shuffle_buffer_size=64)
+    for max_bytes, ahead in ((10_000, 10), (10**9, 64)):
+        read.clear()
+        reader = WindowReader(source, order.windows(0, [0]), max_windows=1, max_bytes=max_bytes)
+        reader.get()
+        deadline = time.monotonic() + 5
+        while len(read) < 64 + ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # time enough to read too much
+        assert 64 + ahead <= len(read) <= 64 + ahead + 2
+        reader.close()
+        assert not reader.thread.is_alive()
+
+
+def test_a_dropped_stream_leaves_no_thread(parquet_folder):
+    source, _ = open_dataset(str(parquet_folder))
+    order = SampleOrder(source.group_sizes, seed=0, lanes=4)
+    iterator = iter(SampleStream(source, order, batch_size=4))
+    next(iterator)
+    assert any(thread.name == "window-reader" for thread in threading.enumerate())
+    iterator.close()
+    assert not any(thread.name == "window-reader" for thread in threading.enumerate())

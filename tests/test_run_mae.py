@@ -1,0 +1,302 @@
+"""examples/run_mae.py as a user runs it: subprocesses, real files, exit codes, what lies in the directory after."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import ROOT, write_parquet
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModel
+
+from modeling_mae import MAEForPreTraining
+
+
+SCRIPT = ROOT / "examples" / "run_mae.py"
+MODEL = (
+    "hidden_size=24,num_hidden_layers=2,num_attention_heads=3,intermediate_size=48,decoder_hidden_size=16,"
+    "decoder_num_hidden_layers=1,decoder_num_attention_heads=2,decoder_intermediate_size=32"
+)
+TINY = ["--config_overrides", MODEL, "--image_size", "32", "--patch_size", "8", "--lanes", "4"]
+TINY += ["--shuffle_buffer_size", "32", "--base_learning_rate", "0.3", "--warmup_epochs", "0.5"]
+TINY += ["--per_device_train_batch_size", "8", "--max_steps", "24", "--logging_steps", "1", "--save_steps", "10"]
+
+
+def command(*arguments, processes=1):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *map(str, arguments)]
+
+
+ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
+
+def run(*arguments, processes=1, cwd=None):
+    return subprocess.run(
+        command(*arguments, processes=processes), env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240
+    )
+
+
+def train(output_dir, *arguments, processes=1):
+    """Runs to the end; the lines of metrics.jsonl."""
+    done = run("--output_dir", output_dir, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr
+    return metrics(output_dir)
+
+
+def metrics(output_dir):
+    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def data(parquet_folder):
+    return ["--dataset_name", parquet_folder, *TINY]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    """The run that the others are compared with."""
+    output_dir = tmp_path_factory.mktemp("runs") / "finished"
+    done = run("--output_dir", output_dir, *data)
+    assert done.returncode == 0, done.stderr
+    return output_dir, done
+
+
+def test_what_a_run_leaves(finished):
+    output_dir, done = finished
+    lines = metrics(output_dir)
+    assert [line["step"] for line in lines] == list(range(1, 25))
+    keys = {"step", "epoch", "loss", "learning_rate", "images_per_second", "data_wait", "samples_digest"}
+    assert all(set(line) == keys for line in lines)
+    # 90 rows in 4 lanes are 88 positions an epoch; base rate x 8 / 256; the first update has rate 0.
+    assert lines[10]["epoch"] == pytest.approx(1.0)
+    assert lines[0]["learning_rate"] == 0 and max(line["learning_rate"] for line in lines) <= 0.3 * 8 / 256
+    assert len({line["samples_digest"] for line in lines}) == 24
+    assert np.mean([line["loss"] for line in lines[-5:]]) < 0.7 * np.mean([line["loss"] for line in lines[:5]])
+
+    # The default keeps two checkpoints; each is a model of its own.
+    assert sorted(path.name for path in output_dir.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-24"]
+    final = MAEForPreTraining.from_pretrained(output_dir)
+    last = MAEForPreTraining.from_pretrained(output_dir / "checkpoint-24")
+    assert all(torch.equal(a, b) for a, b in zip(final.state_dict().values(), last.state_dict().values()))
+    assert not final.mae.pos_embed.requires_grad
+
+    processor = AutoImageProcessor.from_pretrained(output_dir)
+    encoder = AutoModel.from_pretrained(output_dir)
+    pixel_values = processor(Image.new("RGB", (50, 40), "red"), return_tensors="pt").pixel_values
+    assert encoder(pixel_values).last_hidden_state.shape == (1, 17, 24)
+
+    for name in ("loss_curve.png", "reconstruction.png"):
+        picture = np.array(Image.open(output_dir / name).convert("RGB"))
+        assert min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+    for name in ("loss_curve.png", "reconstruction.png", "checkpoint-24", "--model_name_or_path"):
+        assert name in done.stdout
+    assert "loss=" in done.stderr and "images/s=" in done.stderr and "<" in done.stderr  # the bar and its ETA
+
+
+def test_second_start_says_it_is_finished(finished, data):
+    output_dir, _ = finished
+    before = tree(output_dir)
+    # Another division of the same batch, another log: still the same run.
+    done = run(
+        "--output_dir", output_dir, *data, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2
+    )
+    assert done.returncode == 0 and "already finished" in done.stdout and "--model_name_or_path" in done.stdout
+    assert tree(output_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("processes", "arguments"),
+    [
+        (1, ["--dataloader_num_workers", 3]),
+        (1, ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]),
+        (2, ["--per_device_train_batch_size", 4]),
+        (2, ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1]),
+    ],
+)
+def test_division_does_not_matter(finished, data, tmp_path, processes, arguments):
+    ours = train(tmp_path / "run", *data, *arguments, processes=processes)
+    theirs = metrics(finished[0])
+    assert [line["samples_digest"] for line in ours] == [line["samples_digest"] for line in theirs]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    if arguments == ["--dataloader_num_workers", 3]:
+        assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_run_goes_on_exactly(data, tmp_path, processes):
+    arguments = [*data, "--max_steps", 150, "--save_steps", 20, "--per_device_train_batch_size", 8 // processes]
+    expected = train(tmp_path / "whole", *arguments, processes=processes)
+
+    output_dir = tmp_path / "killed"
+    process = subprocess.Popen(
+        command("--output_dir", output_dir, *arguments, processes=processes),
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    log = output_dir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 50):
+        time.sleep(0.005)
+    # The launcher's children live in sessions of their own.
+    family = [*psutil.Process(process.pid).children(recursive=True), process]
+    for member in family:
+        member.kill()
+    psutil.wait_procs(family[:-1], timeout=30)
+    process.wait()
+    assert not (output_dir / "train_results.json").exists()
+    with open(log, "a") as file:
+        file.write('{"step": 51, "lo')  # torn by the kill
+
+    ours = train(output_dir, *arguments, processes=processes)
+
+    def exact(lines):
+        return [(line["step"], line["loss"], line["learning_rate"], line["samples_digest"]) for line in lines]
+
+    assert exact(ours) == exact(expected)
+    models = [MAEForPreTraining.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "killed")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_other_run_in_the_directory(finished, data, tmp_path):
+    output_dir, _ = finished
+    before = tree(output_dir)
+    done = run("--output_dir", output_dir, *data, "--seed", 7, "--mask_ratio", "0.5")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "recipe.seed was 42, now 7" in done.stderr and "model.mask_ratio was 0.75, now 0.5" in done.stderr
+    assert "--overwrite_output_dir" in done.stderr and tree(output_dir) == before
+
+
+def test_changed_data_is_noticed(finished, data, emoji_bytes, tmp_path):
+    other = write_parquet(tmp_path / "other" / "train.parquet", emoji_bytes[:89], 16)
+    done = run("--output_dir", finished[0], *data, "--dataset_name", other)
+    assert done.returncode == 2 and "data_fingerprint was" in done.stderr
+
+
+def test_overwrite(data, tmp_path):
+    train(tmp_path / "run", *data, "--max_steps", 3)
+    (tmp_path / "run" / "mine.txt").write_text("not a file of a run")
+    lines = train(tmp_path / "run", *data, "--max_steps", 2, "--seed", 7, "--overwrite_output_dir")
+    assert len(lines) == 2 and not (tmp_path / "run" / "checkpoint-3").exists()
+    assert (tmp_path / "run" / "mine.txt").exists()
+
+
+def test_foreign_directory(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    done = run("--output_dir", tmp_path, *data)
+    assert done.returncode == 2 and "not empty" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_folder_and_recipe_and_going_on(image_folder, finished, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"train_dir: {image_folder}\nmax_steps: 5\nlogging_steps: 2\nimage_size: [32, 64]\npatch_size: 8\n"
+        f"config_overrides: {MODEL}\nper_device_train_batch_size: 8\nnorm_pix_loss: true\n"
+    )
+    lines = train(tmp_path / "run", "--recipe", recipe, "--max_steps", 4)  # a flag wins
+    assert [line["step"] for line in lines] == [2, 4]
+    model = MAEForPreTraining.from_pretrained(tmp_path / "run")
+    assert model.config.image_size == (32, 64) and model.config.norm_pix_loss
+
+    # From a checkpoint, at another image size: starts where that one ended, not from scratch.
+    output_dir, _ = finished
+    going_on = ["--model_name_or_path", output_dir, "--train_dir", image_folder, "--per_device_train_batch_size", 8]
+    lines = train(tmp_path / "more", *going_on, "--max_steps", 1, "--image_size", 40, "--logging_steps", 1)
+    assert lines[0]["loss"] < metrics(output_dir)[0]["loss"]
+    assert MAEForPreTraining.from_pretrained(tmp_path / "more").config.image_size == 40
+
+
+def test_unreadable_images(emoji_bytes, tmp_path):
+    images = [b"no image" if row % 10 == 3 else data for row, data in enumerate(emoji_bytes[:80])]
+    bad = write_parquet(tmp_path / "bad.parquet", images, 16)
+    arguments = ["--dataset_name", bad, *TINY, "--max_steps", 10]
+    whole = run("--output_dir", tmp_path / "whole", *arguments)
+    assert whole.returncode == 0 and "Skipped an unreadable image, bad.parquet row 13" in whole.stderr
+    parts = train(
+        tmp_path / "parts", *arguments, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4,
+        processes=2,
+    )  # fmt: skip
+    theirs = metrics(tmp_path / "whole")
+    assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    assert [line["samples_digest"] for line in parts] == [line["samples_digest"] for line in theirs]
+
+
+def test_accelerate_launch_with_the_embedded_data(tmp_path):
+    launcher = str(Path(sys.executable).with_name("accelerate"))
+    done = subprocess.run(
+        [launcher, "launch", "--cpu", "--num_processes", "1", str(SCRIPT), "--max_steps", "3", "--logging_steps", "1"],
+        env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
+
+
+ERRORS = [
+    (["--mask_ration", "0.5"], "unknown argument --mask_ration. Did you mean --mask_ratio?"),
+    (["--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
+    (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder."),
+    (["--train_dir", "empty"], "--train_dir empty holds no image files"),
+    (["--dataset_name", "./nowhere"], "--dataset_name ./nowhere: there is no such folder."),
+    (["--recipe", "nowhere.yaml"], "--recipe nowhere.yaml cannot be read: No such file or directory."),
+    (["--hidden_size", "3"], "unknown argument --hidden_size."),
+    (["--config_overrides", "hidden_size=10"], "hidden_size=10 must be divisible by num_attention_heads"),
+    (["--image_size", "60"], "image_size=60 is not divisible by patch_size=8"),
+    (["--lanes", "3000"], "The data has 1716 images, fewer than --lanes 3000"),
+    (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
+    (["--model_size", "giant"], "size='giant' is not a known model size"),
+    (["--model_name_or_path", "./nowhere"], "./nowhere"),
+    (["--model_name_or_path", str(ROOT / "tests/fixtures/checkpoint_pretraining")], "which its weights are made for"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
+def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    """In this process, because most of a second start is imports; test_exit_codes are the same in processes."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    assert stopped.value.code == 2
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--mask_ration", "0.5"], ["--train_dir", "empty"]])
+def test_exit_codes(arguments, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = run(*arguments, cwd=tmp_path)
+    assert (
+        done.returncode == 2
+        and len(done.stderr.splitlines()) == 1
+        and done.stderr.startswith("error: --") | ("unknown argument" in done.stderr)
+    )
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_image_columns(emoji_bytes, tmp_path):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(write_parquet(tmp_path / "one.parquet", emoji_bytes[:20], 8))
+    features = '{"info": {"features": {"left": {"_type": "Image"}, "right": {"_type": "Image"}}}}'
+    pair = type(table).from_arrays([table["image"], table["image"]], names=["left", "right"])
+    pq.write_table(pair.replace_schema_metadata({"huggingface": features}), tmp_path / "two.parquet")
+    done = run("--dataset_name", tmp_path / "two.parquet", cwd=tmp_path)
+    assert done.returncode == 2 and "several image columns (left, right)" in done.stderr
+    pq.write_table(type(table).from_pydict({"count": [1, 2]}), tmp_path / "none.parquet")
+    done = run("--dataset_name", tmp_path / "none.parquet", cwd=tmp_path)
+    assert done.returncode == 2 and "no column of type Image" in done.stderr
+    assert not (tmp_path / "outputs").exists()
