@@ -1,16 +1,4 @@
-# Copyright 2026 The MAE authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
+# Copyright 2026 The MAE authors. SPDX-License-Identifier: Apache-2.0
 """Configuration of the Masked Autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
 from typing import Any, Literal
@@ -138,8 +126,8 @@ class MAEConfig(PreTrainedConfig):
     mask_ratio: float | int = 0.75
     masking: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = False
-    image_mean: float | int | list[float] | tuple[float, ...] | None = None
-    image_std: float | int | list[float] | tuple[float, ...] | None = None
+    image_mean: float | int | list[float | int] | tuple[float | int, ...] | None = None
+    image_std: float | int | list[float | int] | tuple[float | int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # JSON knows lists only; a tuple everywhere keeps a saved configuration equal to the one it came from.

@@ -1,17 +1,4 @@
-# Copyright 2026 The MAE authors.
-#
-# Licensed under the Apache License, Version 2.0 (the "License");
-# you may not use this file except in compliance with the License.
-# You may obtain a copy of the License at
-#
-#     http://www.apache.org/licenses/LICENSE-2.0
-#
-# Unless required by applicable law or agreed to in writing, software
-# distributed under the License is distributed on an "AS IS" BASIS,
-# WITHOUT WARRANTIES OR CONDITIONS OF ANY KIND, either express or implied.
-# See the License for the specific language governing permissions and
-# limitations under the License.
-
+# Copyright 2026 The MAE authors. SPDX-License-Identifier: Apache-2.0
 """
 The Masked Autoencoder (He et al. 2021, arXiv 2111.06377) as transformers models.
 
@@ -27,12 +14,11 @@ Parameter names are those of the official code and of timm, so that their encode
 import copy
 import math
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
@@ -62,12 +48,12 @@ except ImportError:
 @dataclass
 class MAEModelOutput(ModelOutput):
     """
-    Output of [`MAEModel`]; S is L without a mask, else the number of visible patches.
+    Output of [`MAEModel`]. S is L, or the number of visible patches where there is a mask.
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, 1 + S, D)`):
-            The cls token, then the patches: in raster order without a mask; visible ones only with one, in the order
-            in which the mask keeps them (the official code's `latent`).
+            The cls token, then the patches: in raster order, or with a mask the visible ones in the order in which
+            the mask keeps them (the official code's `latent`).
         pooler_output (`torch.Tensor` of shape `(B, D)`):
             The cls token or the mean of the patch tokens, by `config.pooling`.
         mask (`torch.Tensor` of shape `(B, L)`, *optional*):
@@ -80,35 +66,31 @@ class MAEModelOutput(ModelOutput):
             Attention probabilities of each block.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    pooler_output: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
 class MAEForPreTrainingOutput(ModelOutput):
     """
-    Output of [`MAEForPreTraining`].
+    Output of [`MAEForPreTraining`]; what is not listed is the encoder's, see [`MAEModelOutput`].
 
     Args:
-        loss (`torch.Tensor`, a scalar):
-            Mean squared error of the removed patches' pixels.
+        loss (`torch.Tensor`, a scalar): Mean squared error of the removed patches' pixels.
         logits (`torch.Tensor` of shape `(B, L, P)`):
-            Predicted pixels of all patches in raster order, visible ones included; normalised within each patch if
-            `config.norm_pix_loss`.
-        mask, ids_restore, hidden_states, attentions:
-            The encoder's, see [`MAEModelOutput`].
+            Predicted pixels of all patches in raster order; normalised within each patch if `config.norm_pix_loss`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    ids_restore: torch.LongTensor | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    mask: Tensor | None = None
+    ids_restore: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -117,23 +99,22 @@ class MAEReconstructionOutput(ModelOutput):
     Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)` in the space of `pixel_values`.
 
     Args:
-        masked: The input with 0 in the place of removed patches (the data set's mean colour where images are
-            normalised).
+        masked: The input with 0 (the mean colour, where images are normalised) in the place of removed patches.
         reconstruction: The prediction of every patch.
         pasted: The prediction with the visible patches pasted over it.
         mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
     """
 
-    masked: torch.Tensor | None = None
-    reconstruction: torch.Tensor | None = None
-    pasted: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
+    masked: Tensor | None = None
+    reconstruction: Tensor | None = None
+    pasted: Tensor | None = None
+    mask: Tensor | None = None
 
 
 # Positions
 
 
-def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
+def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
     """
     The official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32.
 
@@ -149,10 +130,10 @@ def sincos_positions(dim: int, grid_size: tuple[int, int]) -> torch.Tensor:
     return F.pad(table, (0, 0, 1, 0)).float()[None]
 
 
-def resample_positions(pos_embed: torch.Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> torch.Tensor:
+def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """
-    A position table `(1, 1 + L, D)` for another patch grid: bicubic in 2-D without antialiasing, as the official
-    fine-tuning code does; the cls row stays. In float32 whatever the table's dtype.
+    A position table `(1, 1 + L, D)` for another patch grid: bicubic in 2-D, in float32, without antialiasing, as in
+    the official fine-tuning code; the cls row stays.
     """
     if old_grid == new_grid:
         return pos_embed
@@ -167,23 +148,20 @@ def resample_positions(pos_embed: torch.Tensor, old_grid: tuple[int, int], new_g
 
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
-    """How many patches a mask keeps. Rounds as the official code does: float error included (100, 0.9 -> 9)."""
+    """How many patches a mask keeps; the official code's rounding, float error included (100, 0.9 -> 9)."""
     return int(num_patches * (1 - mask_ratio))
 
 
-def block_scores(noise: torch.Tensor, grid_size: tuple[int, int], num_visible: int) -> torch.Tensor:
+def block_scores(noise: Tensor, grid_size: tuple[int, int], num_visible: int) -> Tensor:
     """
-    Scores of block-wise masking (Table 1f, from BEiT): rectangles of random size, aspect ratio and place are removed
-    one after the other until enough patches are gone; the last one is cut to the exact count.
-
-    Args:
-        noise (`torch.Tensor` of shape `(B, L)`): Uniform in [0, 1); the only source of randomness.
-
-    Returns:
-        `torch.LongTensor` of shape `(B, L)`: the patches with the lowest scores are kept.
+    Block-wise masking (Table 1f, from BEiT) as scores `(B, L)` of which the lowest are kept: rectangles of random
+    size, aspect ratio and place are removed one after the other, the last one cut to the exact count. The noise
+    `(B, L)`, uniform in [0, 1), is the only source of randomness.
     """
     height, width = grid_size
     num_patches = height * width
+    if num_patches < 4:  # too few for blocks
+        return noise
     num_removed = num_patches - num_visible
     num_blocks = num_patches // 4  # four numbers of the noise make one block
     area, aspect, top, left = noise[:, : 4 * num_blocks].float().clamp(0, 1).unflatten(1, (4, num_blocks)).unbind(1)
@@ -208,34 +186,25 @@ def block_scores(noise: torch.Tensor, grid_size: tuple[int, int], num_visible: i
 
 
 def mask_from_noise(
-    noise: torch.Tensor, grid_size: tuple[int, int], num_visible: int, masking: str = "random"
-) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    noise: Tensor, grid_size: tuple[int, int], num_visible: int, masking: str = "random"
+) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The mask that a noise stands for (Section 3, "Masking"; Table 1f). The patches with the smallest noise are kept.
+    The mask that a noise `(B, L)`, uniform in [0, 1), stands for (Section 3, "Masking"): the `num_visible` patches
+    with the smallest noise are kept. `masking` is "random", "block" or "grid" (Table 1f). "grid" keeps the same patch
+    of every 2 x 2 whatever the noise; a `ValueError` where it cannot.
 
-    Args:
-        noise (`torch.Tensor` of shape `(B, L)`): Uniform in [0, 1). `"grid"` takes only its shape.
-        grid_size (`(int, int)`): Number of patches along (height, width).
-        num_visible (`int`): Number of patches to keep.
-        masking (`str`): "random", "block" or "grid".
-
-    Returns:
-        `ids_keep` of shape `(B, num_visible)`, `mask` of shape `(B, L)` with 1 = removed, and `ids_restore` of shape
-        `(B, L)`, the inverse of the order [kept, removed].
-
-    Raises:
-        `ValueError`: where `"grid"` cannot keep one patch of every 2 x 2.
+    Returns `ids_keep` of shape `(B, num_visible)`, `mask` of shape `(B, L)` with 1 = removed, and `ids_restore` of
+    shape `(B, L)`, the inverse of the order [kept, removed].
     """
     height, width = grid_size
     if masking == "grid":
         if height % 2 or width % 2 or 4 * num_visible != height * width:
             raise ValueError(
-                f"masking='grid' keeps one patch of every 2 x 2: it needs mask_ratio=0.75 and an even number of "
+                "masking='grid' keeps one patch of every 2 x 2: it needs mask_ratio=0.75 and an even number of "
                 f"patches along each side, but was to keep {num_visible} of {height} x {width} patches."
             )
-        rows = torch.arange(height, device=noise.device)[:, None]
-        columns = torch.arange(width, device=noise.device)[None, :]
-        scores = ((rows % 2 == 1) | (columns % 2 == 1)).flatten().expand(noise.shape).int()
+        rows, columns = (torch.arange(side, device=noise.device) % 2 for side in grid_size)
+        scores = (rows[:, None] | columns).flatten().expand(noise.shape)
     elif masking == "block":
         scores = block_scores(noise, grid_size, num_visible)
     else:
@@ -251,23 +220,19 @@ def mask_from_noise(
 # Blocks
 
 
-def drop_path(hidden_states: torch.Tensor, rate: float) -> torch.Tensor:
-    """Stochastic depth: drops the residual branch of a whole sample with probability `rate`, rescales the others."""
-    keep = hidden_states.new_empty(hidden_states.shape[0], 1, 1).bernoulli_(1 - rate)
-    return hidden_states * keep / (1 - rate)
+def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
+    """Stochastic depth: in training drops whole samples with probability `rate` and rescales the others."""
+    if rate == 0 or not training:
+        return residual
+    keep = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(1 - rate)
+    return residual * keep / (1 - rate)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention by plain matrix products, with its probabilities: `(B, N, heads, d)` and `(B, heads, N, N)`."""
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """
+    Attention by plain matrix products, with the signature of transformers' attention functions: `(B, heads, N, d)`
+    each -> output `(B, N, heads, d)` and probabilities `(B, heads, N, N)`.
+    """
     probabilities = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = F.dropout(probabilities, p=dropout, training=module.training) @ value
     return output.transpose(1, 2), probabilities
@@ -287,22 +252,15 @@ class MAEAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch_size, length, dim = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch_size, length, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
+        qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attention = eager_attention_forward
         if not output_attentions:  # only the eager function has probabilities to give
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
-        output, probabilities = attention(
-            self, query, key, value, None, scaling=self.scaling, dropout=self.dropout if self.training else 0.0
-        )
-        output = self.proj(output.reshape(batch_size, length, dim))
-        return output, probabilities if output_attentions else None
+            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
+        dropout = self.dropout if self.training else 0.0
+        output, probabilities = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
+        return self.proj(output.flatten(2)), probabilities if output_attentions else None
 
 
 class MAEMLP(nn.Module):
@@ -312,16 +270,14 @@ class MAEMLP(nn.Module):
         self.act = ACT2FN[config.hidden_act]
         self.fc2 = nn.Linear(intermediate_size, dim)
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return self.fc2(self.act(self.fc1(hidden_states)))
 
 
 class MAEBlock(GradientCheckpointingLayer):
     """A pre-norm Transformer block, of encoder and decoder alike."""
 
-    def __init__(
-        self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int, drop_path_rate: float = 0.0
-    ):
+    def __init__(self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int, drop_path_rate: float = 0):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attn = MAEAttention(config, dim, num_heads)
@@ -329,16 +285,11 @@ class MAEBlock(GradientCheckpointingLayer):
         self.mlp = MAEMLP(config, dim, intermediate_size)
         self.drop_path_rate = drop_path_rate
 
-    def forward(
-        self, hidden_states: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         residual, attentions = self.attn(self.norm1(hidden_states), output_attentions)
-        hidden_states = hidden_states + self._drop(residual)
-        hidden_states = hidden_states + self._drop(self.mlp(self.norm2(hidden_states)))
-        return hidden_states, attentions
-
-    def _drop(self, residual: torch.Tensor) -> torch.Tensor:
-        return drop_path(residual, self.drop_path_rate) if self.training and self.drop_path_rate else residual
+        hidden_states = hidden_states + drop_path(residual, self.drop_path_rate, self.training)
+        residual = self.mlp(self.norm2(hidden_states))
+        return hidden_states + drop_path(residual, self.drop_path_rate, self.training), attentions
 
 
 class MAEPatchEmbeddings(nn.Module):
@@ -349,14 +300,14 @@ class MAEPatchEmbeddings(nn.Module):
         patch_size = to_pair(config.patch_size)
         self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size)
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: Tensor) -> Tensor:
         return self.proj(pixel_values).flatten(2).transpose(1, 2)
 
 
 class MAEDecoder(nn.Module):
     """
-    The light decoder (Section 3): restores the order of the visible patches' latents, puts mask tokens in the place
-    of the removed ones, and predicts the pixels of each patch.
+    The light decoder (Section 3, "MAE decoder"): puts the visible patches' latents back in their places and mask
+    tokens in the others, and predicts the pixels of each patch.
     """
 
     def __init__(self, config: MAEConfig):
@@ -374,20 +325,12 @@ class MAEDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.pred = nn.Linear(dim, patch_height * patch_width * config.num_channels)
 
-    def forward(self, latent: torch.Tensor, ids_restore: torch.LongTensor, grid_size: tuple[int, int]) -> torch.Tensor:
-        """
-        Args:
-            latent (`torch.Tensor` of shape `(B, 1 + visible, D)`): The encoder's output, cls first.
-            ids_restore (`torch.LongTensor` of shape `(B, L)`)
-            grid_size (`(int, int)`): Patch grid of this batch.
-
-        Returns:
-            `torch.Tensor` of shape `(B, L, P)`: pixels of all patches in raster order.
-        """
+    def forward(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
+        """The encoder's output `(B, 1 + visible, D)` -> pixels of all patches in raster order, `(B, L, P)`."""
         hidden_states = self.embed(latent)
         cls_token, visible = hidden_states[:, :1], hidden_states[:, 1:]
-        batch_size, num_patches = ids_restore.shape
-        mask_tokens = self.mask_token.to(visible.dtype).expand(batch_size, num_patches - visible.shape[1], -1)
+        num_removed = ids_restore.shape[1] - visible.shape[1]
+        mask_tokens = self.mask_token.to(visible.dtype).expand(visible.shape[0], num_removed, -1)
         patches = torch.cat([visible, mask_tokens], dim=1)
         patches = patches.gather(1, ids_restore[..., None].expand(-1, -1, patches.shape[2]))
         hidden_states = torch.cat([cls_token, patches], dim=1)
@@ -421,8 +364,8 @@ class MAEPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers skips modules without parameters of their own, and calls children before parents: each rule
-        # hangs on the module that owns the parameter. Its `init` functions leave loaded tensors alone.
+        # transformers skips modules without parameters of their own: each rule hangs on the module that owns the
+        # parameter. Its `init` functions leave loaded tensors alone.
         if isinstance(module, nn.Linear):
             # The fused qkv gets the bound of its whole matrix, sqrt(6 / 4D), as in the official code.
             init.xavier_uniform_(module.weight)
@@ -444,7 +387,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, sincos_positions(self.config.decoder_hidden_size, module.grid_size))
 
-    def _position_owners(self) -> Iterable[nn.Module]:
+    def _position_owners(self) -> list[nn.Module]:
         """The modules that hold a position table (`pos_embed`, `grid_size`)."""
         return [module for module in self.modules() if isinstance(module, (MAEModel, MAEDecoder))]
 
@@ -462,16 +405,13 @@ class MAEPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def resize_positions(self, image_size: int | tuple[int, int]) -> None:
         """
-        Makes this a model for images of another size: resamples the position tables in 2-D and sets
-        `config.image_size`.
-
-        Args:
-            image_size (`int` or `(int, int)`): New size in pixels, divisible by the patch size.
+        Makes this a model for images of another size in pixels, divisible by the patch size: resamples the position
+        tables in 2-D and sets `config.image_size`.
         """
         config = copy.deepcopy(self.config)
-        config.image_size = image_size
+        config.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
         config.validate()
-        self.config.image_size = image_size
+        self.config.image_size = config.image_size
         for module in self._position_owners():
             table = resample_positions(module.pos_embed, module.grid_size, config.grid_size)
             module.pos_embed = nn.Parameter(table.clone(), requires_grad=module.pos_embed.requires_grad)
@@ -480,45 +420,38 @@ class MAEPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
-        As [`PreTrainedModel.from_pretrained`], with two additions: position tables are frozen again where they
-        should be, and `image_size=…` (or a configuration with another `image_size`, which is what `AutoModel` makes
-        of it) loads the checkpoint at its own size and resamples the tables.
+        As [`PreTrainedModel.from_pretrained`], with two additions: position tables are frozen again where they should
+        be, and `image_size=…` (or a configuration with another `image_size`, which is what `AutoModel` makes of it)
+        loads the checkpoint at its own size and resamples the tables.
         """
-        image_size = None
-        if isinstance(config, PreTrainedConfig):
-            image_size = config.image_size
-        elif "image_size" in kwargs:
-            image_size = kwargs.pop("image_size")
+        own_size = None
+        image_size = kwargs.pop("image_size", getattr(config, "image_size", None))
         if image_size is not None and pretrained_model_name_or_path is not None:
+            hub_kwargs = {**kwargs, "trust_remote_code": None}  # a configuration would warn about it
             try:
-                own_config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-            except OSError:  # weights without a configuration: their size is the given configuration's
+                own_config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
+            except OSError:
                 own_config = {}
-            own_size = own_config.get("image_size", image_size)
-            if to_pair(own_size) == to_pair(image_size):
-                image_size = None
-            elif config is not None:
-                config = copy.deepcopy(config)
-                config.image_size = own_size
-        else:
-            image_size = None
+            if own_config:  # else these are weights alone, of the given configuration's size
+                own_size = own_config.get("image_size", MAEConfig.image_size)
+        resize = own_size is not None and to_pair(own_size) != to_pair(image_size)
+        if isinstance(config, PreTrainedConfig):  # an MAEConfig of another module, where the code is remote
+            config = copy.deepcopy(config)
+            config.image_size = own_size if resize else image_size
 
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if image_size is not None:
+        if resize:
             model.resize_positions(image_size)
         model._set_positions_trainable()  # transformers hands over every parameter trainable
         return loaded
 
-    def save_pretrained(
-        self, save_directory, *args, is_main_process: bool = True, push_to_hub: bool = False, **kwargs
-    ):
+    def save_pretrained(self, save_directory, *args, is_main_process=True, push_to_hub=False, **kwargs):
         """
         As [`PreTrainedModel.save_pretrained`], and the directory is complete: both modules, an `auto_map` for every
         Auto class, and an image processor made from the configuration, unless one is already there.
         """
-        # transformers itself enters the saved class only.
-        self.config.auto_map = dict(_AUTO_MAP)
+        self.config.auto_map = dict(_AUTO_MAP)  # transformers itself enters the saved class only
         hub_kwargs = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr") if key in kwargs}
         super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
@@ -529,24 +462,23 @@ class MAEPreTrainedModel(PreTrainedModel):
             repo_id = hub_kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **hub_kwargs, **kwargs)
 
-    def _check_pixel_values(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
+    def _check_pixel_values(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """The patch grid of a batch of images, or an error that says what is wrong with them."""
-        config = self.config
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        expected_height, expected_width = to_pair(self.config.image_size)
         if pixel_values.ndim != 4:
             raise ValueError(
                 f"pixel_values must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
             )
         channels, height, width = pixel_values.shape[1:]
-        if channels != config.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels; this model takes {config.num_channels}.")
-        patch_height, patch_width = to_pair(config.patch_size)
+        if channels != self.config.num_channels:
+            raise ValueError(f"pixel_values has {channels} channels; this model takes {self.config.num_channels}.")
         if height % patch_height or width % patch_width:
             raise ValueError(
                 f"Images of {height} x {width} pixels cannot be cut into patches of {patch_height} x {patch_width}: "
                 "resize or crop them to a multiple."
             )
-        if not interpolate_pos_encoding and (height, width) != to_pair(config.image_size):
-            expected_height, expected_width = to_pair(config.image_size)
+        if not interpolate_pos_encoding and (height, width) != (expected_height, expected_width):
             raise ValueError(
                 f"Images of {height} x {width} pixels do not fit this model for {expected_height} x {expected_width}: "
                 "resize them, or pass interpolate_pos_encoding=True to resample the position tables."
@@ -574,16 +506,11 @@ class MAEModel(MAEPreTrainedModel):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
         self.patch_embed = MAEPatchEmbeddings(config)
-        num_blocks = config.num_hidden_layers
+        depth = config.num_hidden_layers
+        drop_path_rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
-            MAEBlock(
-                config,
-                dim,
-                config.num_attention_heads,
-                config.intermediate_size,
-                drop_path_rate=config.drop_path_rate * index / max(num_blocks - 1, 1),
-            )
-            for index in range(num_blocks)
+            MAEBlock(config, dim, config.num_attention_heads, config.intermediate_size, rate)
+            for rate in drop_path_rates
         )
         if final_norm is None:
             final_norm = config.pooling == "cls"
@@ -597,9 +524,9 @@ class MAEModel(MAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        bool_masked_pos: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        noise: Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
@@ -615,10 +542,10 @@ class MAEModel(MAEPreTrainedModel):
                 True (or 1) for each patch to remove, raster order, the same number in every sample. The visible
                 patches stay in raster order. Wins over `noise`.
             noise (`torch.Tensor` of shape `(B, L)`, *optional*):
-                Uniform in [0, 1): the mask is a pure function of it, see [`mask_from_noise`].
-            mask_ratio (`float`, *optional*):
-                Share of the patches to remove, in [0, 1); defaults to `config.mask_ratio`. Without `noise`, the
-                noise is drawn from torch's generator.
+                Uniform in [0, 1): the mask is a pure function of it, see [`mask_from_noise`]. Drawn from torch's
+                generator where only `mask_ratio` is given.
+            mask_ratio (`float`, *optional*, defaults to `config.mask_ratio`):
+                Share of the patches to remove, in [0, 1).
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
                 Whether to take images of another size than `config.image_size` by resampling the positions.
             output_hidden_states (`bool`, *optional*): Whether to return all hidden states.
@@ -628,10 +555,9 @@ class MAEModel(MAEPreTrainedModel):
         Raises:
             `ValueError`: for images or masks of the wrong shape, and for an unusable mask ratio.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
+        config = self.config
+        output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        output_attentions = config.output_attentions if output_attentions is None else output_attentions
 
         grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
         positions = resample_positions(self.pos_embed, self.grid_size, grid_size)
@@ -650,71 +576,60 @@ class MAEModel(MAEPreTrainedModel):
             hidden_states, attentions = block(hidden_states, output_attentions)
             if output_hidden_states:
                 all_hidden_states += (hidden_states,)
-            if output_attentions:
-                all_attentions += (attentions,)
+            all_attentions += (attentions,)
 
         hidden_states = self.norm(hidden_states)
         return MAEModelOutput(
             last_hidden_state=hidden_states,
-            pooler_output=hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states[:, 1:].mean(dim=1),
+            pooler_output=hidden_states[:, 0] if config.pooling == "cls" else hidden_states[:, 1:].mean(dim=1),
             mask=mask,
             ids_restore=ids_restore,
             hidden_states=all_hidden_states if output_hidden_states else None,
             attentions=all_attentions if output_attentions else None,
         )
 
-    def _make_mask(
-        self,
-        patches: torch.Tensor,
-        grid_size: tuple[int, int],
-        bool_masked_pos: torch.Tensor | None,
-        noise: torch.Tensor | None,
-        mask_ratio: float | None,
-    ) -> tuple[torch.LongTensor, torch.Tensor, torch.LongTensor]:
+    def _make_mask(self, patches, grid_size, bool_masked_pos, noise, mask_ratio) -> tuple[Tensor, Tensor, Tensor]:
         """Checks the arguments of a mask and makes it: `ids_keep`, `mask`, `ids_restore`."""
-        shape = patches.shape[:2]
+        shape = tuple(patches.shape[:2])
         for name, value in (("bool_masked_pos", bool_masked_pos), ("noise", noise)):
             if value is not None and value.shape != shape:
-                raise ValueError(
-                    f"{name} must have shape (batch, patches) = {tuple(shape)}, not {tuple(value.shape)}."
-                )
+                raise ValueError(f"{name} must have shape (batch, patches) = {shape}, not {tuple(value.shape)}.")
 
         if bool_masked_pos is not None:
             scores = bool_masked_pos.to(patches.device, torch.bool).int()
-            num_removed = scores.sum(dim=1)
-            if not bool((num_removed == num_removed[0]).all()):
+            num_removed = scores.sum(dim=1).tolist()
+            if min(num_removed) != max(num_removed):
                 raise ValueError(
-                    f"bool_masked_pos must remove the same number of patches from each sample, not "
-                    f"{num_removed.tolist()}."
+                    f"bool_masked_pos must remove the same number of patches from each sample, not {num_removed}."
                 )
             # The sort is stable: visible patches first, in raster order.
-            return mask_from_noise(scores, grid_size, shape[1] - int(num_removed[0]))
+            return mask_from_noise(scores, grid_size, shape[1] - num_removed[0])
 
-        ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
-        if not 0 <= ratio < 1:
-            raise ValueError(f"mask_ratio={ratio} must be in [0, 1).")
+        mask_ratio = self.config.mask_ratio if mask_ratio is None else mask_ratio
+        if not 0 <= mask_ratio < 1:
+            raise ValueError(f"mask_ratio={mask_ratio} must be in [0, 1).")
         if noise is None:
             noise = torch.rand(shape, device=patches.device)
-        num_visible = num_visible_patches(shape[1], ratio)
+        num_visible = num_visible_patches(shape[1], mask_ratio)
         return mask_from_noise(noise.to(patches.device), grid_size, num_visible, self.config.masking)
 
 
 class MAEForPreTraining(MAEPreTrainedModel):
     """
-    The Masked Autoencoder: encoder, decoder and loss (Section 3). It always masks.
-
-    Args:
-        config ([`MAEConfig`]): Its `mask_ratio` must keep at least one patch and remove at least one.
+    The Masked Autoencoder: encoder, decoder and loss (Section 3). It always masks: `config.mask_ratio` must keep at
+    least one patch and remove at least one.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^fc_norm\."]
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
+        self._check_num_visible(num_visible_patches(config.num_patches, config.mask_ratio), config.num_patches)
         self.mae = MAEModel(config, final_norm=True)
         self.decoder = MAEDecoder(config)
-        self._check_num_visible(num_visible_patches(config.num_patches, config.mask_ratio), config.num_patches)
         self.post_init()
+        # Inherited from the encoder just now; but here a decoder's surplus blocks must not be dropped in silence.
+        self._keys_to_ignore_on_load_unexpected.discard(r"^decoder\.")
         self._set_positions_trainable()
 
     @staticmethod
@@ -728,9 +643,9 @@ class MAEForPreTraining(MAEPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        bool_masked_pos: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        bool_masked_pos: Tensor | None = None,
+        noise: Tensor | None = None,
         mask_ratio: float | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
@@ -738,24 +653,15 @@ class MAEForPreTraining(MAEPreTrainedModel):
         return_loss: bool = True,
     ) -> MAEForPreTrainingOutput:
         """
-        Masks images, encodes what is visible and predicts the rest. Arguments as in [`MAEModel.forward`], and:
-
-        Args:
-            mask_ratio (`float`, *optional*, defaults to `config.mask_ratio`):
-                Share of the patches to remove.
-            return_loss (`bool`, *optional*, defaults to `True`):
-                Whether to compute the loss.
-
-        Raises:
-            `ValueError`: as in [`MAEModel.forward`], and where the mask keeps or removes nothing.
+        Masks images, encodes what is visible and predicts the rest. Arguments and errors as in [`MAEModel.forward`];
+        a mask that keeps or removes nothing is a `ValueError` too. `return_loss` says whether to compute the loss.
         """
-        if bool_masked_pos is None and noise is None and mask_ratio is None:
-            mask_ratio = self.config.mask_ratio
+        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
         outputs = self.mae(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
             noise=noise,
-            mask_ratio=mask_ratio,
+            mask_ratio=self.config.mask_ratio if mask_ratio is None else mask_ratio,
             interpolate_pos_encoding=interpolate_pos_encoding,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -763,7 +669,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         )
         latent = outputs.last_hidden_state
         self._check_num_visible(latent.shape[1] - 1, outputs.mask.shape[1])
-        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
         logits = self.decoder(latent, outputs.ids_restore, grid_size)
         return MAEForPreTrainingOutput(
             loss=self.loss(pixel_values, logits, outputs.mask) if return_loss else None,
@@ -774,17 +679,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def loss(self, pixel_values: torch.Tensor, logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def loss(self, pixel_values: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         """
-        Mean squared error over the removed patches (Section 3, "Reconstruction target"), computed in float32.
-
-        Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`)
-            logits (`torch.Tensor` of shape `(B, L, P)`)
-            mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
-
-        Returns:
-            `torch.Tensor`: a scalar.
+        Mean squared error over the removed patches (Section 3, "Reconstruction target"), a scalar in float32, from
+        `(B, C, H, W)`, `(B, L, P)` and `(B, L)`.
         """
         target = self.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
@@ -794,66 +692,44 @@ class MAEForPreTraining(MAEPreTrainedModel):
         return (loss * mask).sum() / mask.sum()
 
     @staticmethod
-    def _patch_statistics(patches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (unbiased, as in the official code) of each patch, `(B, L, 1)` each."""
         return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
-    def patchify(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """
-        `(B, C, H, W)` -> `(B, L, P)`, any size that the patch size divides. Patches in raster order; within a patch
-        the channel comes last.
-        """
+    def patchify(self, pixel_values: Tensor) -> Tensor:
+        """`(B, C, H, W)` of any size -> `(B, L, P)`: patches in raster order, the channel last within a patch."""
         grid_height, grid_width = self._check_pixel_values(pixel_values, interpolate_pos_encoding=True)
         patch_height, patch_width = to_pair(self.config.patch_size)
         patches = pixel_values.unflatten(3, (grid_width, patch_width)).unflatten(2, (grid_height, patch_height))
         return torch.einsum("nchpwq->nhwpqc", patches).flatten(3).flatten(1, 2)
 
-    def unpatchify(self, patches: torch.Tensor, image_size: int | tuple[int, int] | None = None) -> torch.Tensor:
+    def unpatchify(self, patches: Tensor, image_size: int | tuple[int, int] | None = None) -> Tensor:
         """
-        `(B, L, P)` -> `(B, C, H, W)`, the inverse of [`~MAEForPreTraining.patchify`].
-
-        Args:
-            image_size (`int` or `(int, int)`, *optional*): (H, W) in pixels; defaults to `config.image_size`.
-
-        Raises:
-            `ValueError`: where the patches do not make an image of that size.
+        `(B, L, P)` -> `(B, C, H, W)`, the inverse of [`~MAEForPreTraining.patchify`]. `image_size` is (H, W) in
+        pixels, by default that of the configuration; a `ValueError` where the patches do not make such an image.
         """
-        image_size = to_pair(self.config.image_size if image_size is None else image_size)
-        patch_size = to_pair(self.config.patch_size)
-        grid_size = (image_size[0] // patch_size[0], image_size[1] // patch_size[1])
-        expected = (grid_size[0] * grid_size[1], patch_size[0] * patch_size[1] * self.config.num_channels)
-        if patches.ndim != 3 or tuple(patches.shape[1:]) != expected:
+        height, width = to_pair(self.config.image_size if image_size is None else image_size)
+        patch_height, patch_width = to_pair(self.config.patch_size)
+        grid_size = (height // patch_height, width // patch_width)
+        patch_shape = (patch_height, patch_width, self.config.num_channels)
+        expected = (math.prod(grid_size), math.prod(patch_shape))
+        if patches.ndim != 3 or patches.shape[1:] != expected:
             raise ValueError(
-                f"An image of {image_size[0]} x {image_size[1]} pixels is made of patches of shape (batch, "
-                f"{expected[0]}, {expected[1]}), not {tuple(patches.shape)}; pass image_size=(height, width)."
+                f"An image of {height} x {width} pixels is made of patches of shape (batch, {expected[0]}, "
+                f"{expected[1]}), not {tuple(patches.shape)}; pass image_size=(height, width)."
             )
-        patches = patches.unflatten(2, (*patch_size, self.config.num_channels)).unflatten(1, grid_size)
+        patches = patches.unflatten(2, patch_shape).unflatten(1, grid_size)
         return torch.einsum("nhwpqc->nchpwq", patches).flatten(4).flatten(2, 3)
 
     @torch.no_grad()
-    def reconstruct(
-        self,
-        pixel_values: torch.Tensor,
-        bool_masked_pos: torch.Tensor | None = None,
-        noise: torch.Tensor | None = None,
-        mask_ratio: float | None = None,
-        interpolate_pos_encoding: bool = False,
-    ) -> MAEReconstructionOutput:
+    def reconstruct(self, pixel_values: Tensor, **kwargs: Any) -> MAEReconstructionOutput:
         """
         Masks images and fills the gaps (Figures 2 to 4). Arguments as in [`~MAEForPreTraining.forward`].
 
-        A model with `norm_pix_loss` predicts patches without their mean and contrast; here they are taken from the
-        true patch, so that its pictures look better than what it knows. Say so where they are shown.
+        A model with `norm_pix_loss` does not predict a patch's mean and contrast; they are taken from the true patch,
+        so that its pictures look better than what it knows. Say so where they are shown.
         """
-        outputs = self(
-            pixel_values,
-            bool_masked_pos=bool_masked_pos,
-            noise=noise,
-            mask_ratio=mask_ratio,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            return_loss=False,
-            return_dict=True,
-        )
+        outputs = self(pixel_values, return_loss=False, return_dict=True, **kwargs)
         patches = self.patchify(pixel_values)
         prediction = outputs.logits
         if self.config.norm_pix_loss:
@@ -872,8 +748,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 class MAEForImageClassification(MAEPreTrainedModel):
     """
-    The encoder with a linear classifier, as in the official fine-tuning code. Pools by `config.pooling`: the cls token
-    after the final norm, or the mean of the patch tokens followed by `fc_norm`. The position table is trained.
+    The encoder with a linear classifier, as in the official fine-tuning code: on the cls token after the final norm,
+    or on the mean of the patch tokens after `fc_norm`, by `config.pooling`. The position table is trained.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^mae\.norm\."]
@@ -897,14 +773,13 @@ class MAEForImageClassification(MAEPreTrainedModel):
             super()._init_weights(module)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that take no weight decay, beside biases and all that is one-dimensional."""
         return {"mae.cls_token", "mae.pos_embed"}
 
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        labels: torch.Tensor | None = None,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -915,10 +790,9 @@ class MAEForImageClassification(MAEPreTrainedModel):
             labels (`torch.Tensor`, *optional*):
                 Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`:
                 cross-entropy. With `config.problem_type = "multi_label_classification"`, 0 or 1 for each class, of
-                shape `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label: squared
-                error.
-            interpolate_pos_encoding, output_hidden_states, output_attentions:
-                As in [`MAEModel.forward`].
+                shape `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label, numbers
+                of shape `(B, num_labels)`, or `(B,)` for one label: squared error.
+            interpolate_pos_encoding, output_hidden_states, output_attentions: As in [`MAEModel.forward`].
 
         Returns:
             [`ImageClassifierOutput`] with `logits` of shape `(B, num_labels)`.
@@ -938,25 +812,28 @@ class MAEForImageClassification(MAEPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss for `labels`, see [`~MAEForImageClassification.forward`]; in float32."""
         logits, labels = logits.float(), labels.to(logits.device)
-        problem_type = self.config.problem_type
-        if problem_type is None and self.num_labels == 1:
-            problem_type = "regression"
-        class_indices = problem_type in (None, "single_label_classification") and not labels.is_floating_point()
-        expected = logits.shape[:1] if class_indices or labels.ndim == 1 == self.num_labels else logits.shape
+        default = "regression" if self.num_labels == 1 else "single_label_classification"
+        problem_type = self.config.problem_type or default
+        class_indices = problem_type == "single_label_classification" and not labels.is_floating_point()
+        flat = class_indices or (self.num_labels == 1 and labels.ndim == 1)
+        expected = logits.shape[:1] if flat else logits.shape
         if labels.shape != expected:
             raise ValueError(
                 f"labels of type {labels.dtype} must have shape {tuple(expected)}, not {tuple(labels.shape)}: class "
                 "indices, soft labels as floats, or for several labels an image "
                 'config.problem_type="multi_label_classification".'
             )
+        if class_indices:
+            return F.cross_entropy(logits, labels)
+        labels = labels.view_as(logits).float()
         if problem_type == "regression":
-            return F.mse_loss(logits, labels.view_as(logits).float())
+            return F.mse_loss(logits, labels)
         if problem_type == "multi_label_classification":
-            return F.binary_cross_entropy_with_logits(logits, labels.float())
-        return F.cross_entropy(logits, labels if class_indices else labels.float())
+            return F.binary_cross_entropy_with_logits(logits, labels)
+        return F.cross_entropy(logits, labels)
 
 
 def make_image_processor(config: MAEConfig):
@@ -968,15 +845,11 @@ def make_image_processor(config: MAEConfig):
     from transformers import ViTImageProcessor  # needs torchvision, which the model itself does not
 
     height, width = to_pair(config.image_size)
+    size = {"height": height, "width": width}
+    geometry = {"size": size}
     if height == width:
         shortest_edge = int(height / 0.875) if height <= 224 else height
-        geometry = {
-            "size": {"shortest_edge": shortest_edge},
-            "do_center_crop": True,
-            "crop_size": {"height": height, "width": width},
-        }
-    else:
-        geometry = {"size": {"height": height, "width": width}}
+        geometry = {"size": {"shortest_edge": shortest_edge}, "do_center_crop": True, "crop_size": size}
     normalisation = {"do_normalize": False}
     if config.image_mean is not None:
         normalisation = {"image_mean": config.image_mean, "image_std": config.image_std}
@@ -992,15 +865,15 @@ _AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
 }
 
-# Always, because a model whose class is not registered saves no code.
-MAEModel.register_for_auto_class("AutoModel")
-MAEForPreTraining.register_for_auto_class("AutoModelForPreTraining")
-MAEForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-
-# Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.
-if not __package__:
-    AutoModel.register(MAEConfig, MAEModel, exist_ok=True)
-    AutoModelForPreTraining.register(MAEConfig, MAEForPreTraining, exist_ok=True)
-    AutoModelForImageClassification.register(MAEConfig, MAEForImageClassification, exist_ok=True)
+for auto_class, model_class in (
+    (AutoModel, MAEModel),
+    (AutoModelForPreTraining, MAEForPreTraining),
+    (AutoModelForImageClassification, MAEForImageClassification),
+):
+    # Always, because a model whose class is not registered saves no code.
+    model_class.register_for_auto_class(auto_class.__name__)
+    # Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.
+    if not __package__:
+        auto_class.register(MAEConfig, model_class, exist_ok=True)
 
 __all__ = ["MAEForImageClassification", "MAEForPreTraining", "MAEModel", "MAEPreTrainedModel"]

@@ -52,9 +52,9 @@ def main() -> None:
         return
 
     accelerator.print(
-        f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: {training.num_steps} "
-        f"steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on {accelerator.num_processes} x "
-        f"{accelerator.device.type}"
+        f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "
+        f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
+        f"{accelerator.num_processes} x {accelerator.device.type}"
     )
     results = training.train(run)
 

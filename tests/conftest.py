@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import io
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -44,7 +45,7 @@ def image_folder(tmp_path_factory, emoji_bytes) -> Path:
 def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: str = "image") -> Path:
     """A parquet file as others make them: a struct of bytes and path, with the features that `datasets` reads."""
     rows = [{"bytes": data, "path": f"{index}.png"} for index, data in enumerate(images)]
-    features = '{"info": {"features": {"%s": {"_type": "Image"}}}}' % column
+    features = json.dumps({"info": {"features": {column: {"_type": "Image"}}}})
     schema = pa.schema(
         [(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))], metadata={"huggingface": features}
     )

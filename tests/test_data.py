@@ -335,7 +335,7 @@ def test_samples_are_the_rows(source):
     """Against the source read on its own: each sample is the row that its origin names, each row once an epoch."""
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     rows = {}
-    for group, size in enumerate(source.group_sizes):
+    for group in range(len(source.group_sizes)):
         for row, data in enumerate(source.read(group, 0)):
             rows[source.origin(group, row)] = data
     stream = SampleStream(source, order, batch_size=4, stop=order.epoch_length)

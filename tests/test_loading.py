@@ -1,0 +1,452 @@
+"""Saving and loading: complete directories, every Auto class with and without the package, other image sizes."""
+
+import filecmp
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+    ViTImageProcessor,
+)
+
+import configuration_mae
+import modeling_mae
+from configuration_mae import MAEConfig
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+KINDS = {
+    "encoder": (MAEModel, {}),
+    "pretraining": (MAEForPreTraining, {}),
+    "classification_cls": (MAEForImageClassification, {"num_labels": 3}),
+    "classification_mean": (MAEForImageClassification, {"num_labels": 3, "pooling": "mean"}),
+}
+AUTO_MAP = {
+    "AutoConfig": "configuration_mae.MAEConfig",
+    "AutoModel": "modeling_mae.MAEModel",
+    "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
+    "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+}
+FILES = [
+    "config.json",
+    "configuration_mae.py",
+    "model.safetensors",
+    "modeling_mae.py",
+    "preprocessor_config.json",
+]
+AUTO = {
+    MAEModel: AutoModel,
+    MAEForPreTraining: AutoModelForPreTraining,
+    MAEForImageClassification: AutoModelForImageClassification,
+}
+
+
+def make_config(**fields):
+    tiny = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "decoder_hidden_size": 8,
+        "decoder_num_hidden_layers": 2,
+        "decoder_num_attention_heads": 2,
+        "decoder_intermediate_size": 16,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    return MAEConfig(**{**tiny, **fields})
+
+
+def make_model(kind):
+    cls, fields = KINDS[kind]
+    torch.manual_seed(0)
+    model = cls(make_config(**fields)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory):
+    """One saved directory of each kind."""
+    root = tmp_path_factory.mktemp("saved")
+    for kind in KINDS:
+        make_model(kind).save_pretrained(root / kind)
+    return root
+
+
+def make_inputs():
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "images": torch.randn(2, 3, 32, 32, generator=generator),
+        "larger": torch.randn(2, 3, 48, 32, generator=generator),
+        "noise": torch.rand(2, 16, generator=generator),
+    }
+
+
+def run(model, images):
+    """The main output of any of the models."""
+    with torch.no_grad():
+        if isinstance(model, MAEForPreTraining):
+            return model(images, noise=make_inputs()["noise"]).logits
+        return model(images)[0]
+
+
+def close(actual, expected, tolerance=1e-6):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def frozen(model):
+    return sorted(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+FROZEN = {
+    "MAEModel": ["pos_embed"],
+    "MAEForPreTraining": ["decoder.pos_embed", "mae.pos_embed"],
+    "MAEForImageClassification": [],
+}
+
+
+# Directories
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_directory(kind, saved):
+    directory = saved / kind
+    assert sorted(path.name for path in directory.iterdir()) == FILES
+    config = json.loads((directory / "config.json").read_text())
+    assert config["auto_map"] == AUTO_MAP
+    assert config["model_type"] == "mae" and config["architectures"] == [KINDS[kind][0].__name__]
+    for module in (modeling_mae, configuration_mae):
+        assert filecmp.cmp(module.__file__, directory / Path(module.__file__).name, shallow=False)
+    weights = load_file(directory / "model.safetensors")
+    model = make_model(kind)
+    assert weights.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cls", AUTO)
+def test_auto_classes_of_the_package(cls, kind, saved, capfd):
+    """Any class from any checkpoint; without trust_remote_code, because modeling_mae is imported."""
+    model, info = AUTO[cls].from_pretrained(saved / kind, output_loading_info=True)
+    assert type(model) is cls
+    assert not info["unexpected_keys"] and not info["mismatched_keys"] and "UNEXPECTED" not in capfd.readouterr().err
+    assert frozen(model) == FROZEN[cls.__name__]
+    direct = cls.from_pretrained(saved / kind)
+    assert frozen(direct) == FROZEN[cls.__name__]
+    source = make_model(kind)
+    weights = {key.removeprefix("mae."): value for key, value in source.state_dict().items()}
+    for key, value in model.state_dict().items():
+        key = key.removeprefix("mae.")
+        if key in weights and key not in info["missing_keys"]:
+            assert torch.equal(value, weights[key]), key
+    if type(source) is cls:
+        assert not info["missing_keys"]
+        close(run(model, make_inputs()["images"]), run(source, make_inputs()["images"]))
+    else:
+        # What is missing is what the checkpoint cannot have, and nothing of the blocks.
+        assert not [key for key in info["missing_keys"] if "mae.blocks" in key or key.startswith("blocks")]
+
+
+def test_auto_config_and_processor(saved):
+    assert type(AutoConfig.from_pretrained(saved / "encoder")) is MAEConfig
+    assert isinstance(AutoImageProcessor.from_pretrained(saved / "encoder"), ViTImageProcessor)
+
+
+def test_surplus_blocks_are_reported(saved):
+    for cls, field, prefix in [
+        (MAEModel, "num_hidden_layers", "blocks.1."),
+        (MAEForPreTraining, "num_hidden_layers", "mae.blocks.1."),
+        (MAEForPreTraining, "decoder_num_hidden_layers", "decoder.blocks.1."),
+    ]:
+        _, info = cls.from_pretrained(saved / "pretraining", output_loading_info=True, **{field: 1})
+        assert info["unexpected_keys"] and all(prefix in key for key in info["unexpected_keys"])
+
+
+def test_mean_pooling_from_pretrained_encoder(saved):
+    for kind in ("encoder", "pretraining"):
+        model, info = MAEForImageClassification.from_pretrained(
+            saved / kind, pooling="mean", num_labels=3, output_loading_info=True
+        )
+        assert not info["unexpected_keys"]
+        assert set(info["missing_keys"]) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+        assert not hasattr(model.mae.norm, "weight") and model.fc_norm.weight.shape == (16,)
+
+
+def test_mean_classification_opens_as_encoder(saved):
+    model, info = AutoModel.from_pretrained(saved / "classification_mean", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    outputs = model(make_inputs()["images"], output_hidden_states=True)
+    close(outputs.pooler_output, outputs.hidden_states[-1][:, 1:].mean(1))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_explicit_attention_wins(attention, saved):
+    for load in (AutoModel.from_pretrained, MAEModel.from_pretrained):
+        model = load(saved / "pretraining", attn_implementation=attention)
+        assert model.config._attn_implementation == attention
+    assert MAEModel(make_config(attn_implementation=attention)).config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_frozen_checkpoints(kind):
+    """Every later version must load these to the same outputs."""
+    directory = FIXTURES / f"checkpoint_{kind}"
+    model, info = AUTO[KINDS[kind][0]].from_pretrained(directory, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    expected = load_file(directory / "expected.safetensors")
+    pixel_values, noise = expected["pixel_values"], expected["noise"]
+    with torch.no_grad():
+        outputs = model(pixel_values) if kind.startswith("classification") else model(pixel_values, noise=noise)
+        if kind == "encoder":
+            close(model(pixel_values).last_hidden_state, expected["unmasked"])
+    keys = [key.removeprefix("output.") for key in expected if key.startswith("output.")]
+    assert keys
+    for key in keys:
+        close(outputs[key], expected[f"output.{key}"])
+
+
+def test_push_to_hub(tmp_path, monkeypatch):
+    pushed = []
+    monkeypatch.setattr(MAEModel, "push_to_hub", lambda self, repo_id, **kwargs: pushed.append((repo_id, kwargs)))
+    model = make_model("encoder")
+    model.save_pretrained(tmp_path / "name", push_to_hub=True, commit_message="Better")
+    model.save_pretrained(tmp_path / "name", push_to_hub=True, repo_id="org/other")
+    assert pushed == [("name", {"commit_message": "Better"}), ("org/other", {})]
+    assert sorted(path.name for path in (tmp_path / "name").iterdir()) == FILES
+
+
+def test_other_processes_write_nothing(tmp_path):
+    make_model("encoder").save_pretrained(tmp_path / "model", is_main_process=False)
+    assert not list(tmp_path.rglob("*.json")) and not list(tmp_path.rglob("*.safetensors"))
+
+
+# Without the package
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def remote(request, saved, tmp_path_factory):
+    """What a fresh process says that cannot import the package: kind, report, outputs, stderr."""
+    work = tmp_path_factory.mktemp(request.param)
+    save_file(make_inputs(), work / "inputs.safetensors")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(work / "home"), "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
+    result = subprocess.run(
+        [sys.executable, FIXTURES / "load_without_package.py", saved / request.param, work],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=work,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout.splitlines()[-1])
+    return request.param, report, load_file(work / "outputs.safetensors"), result.stderr
+
+
+def test_remote_code(remote, saved):
+    kind, report, outputs, stderr = remote
+    assert report["importable"] == []
+    assert report["AutoConfig"].startswith("transformers_modules.")
+    assert report["AutoImageProcessor"].startswith("ViTImageProcessor")
+    assert "UNEXPECTED" not in stderr and "trust_remote_code" not in stderr
+    for cls, auto in AUTO.items():
+        name = auto.__name__
+        loaded, again, resized = (report[name + suffix] for suffix in ("", " again", " resized"))
+        for description in (loaded, again, resized):
+            assert description["class"] == cls.__name__
+            assert description["module"].startswith("transformers_modules.")
+            assert description["frozen"] == FROZEN[cls.__name__]
+        assert loaded["unexpected"] == []
+        assert again["attention"] == "eager" and loaded["attention"] == "sdpa"
+        assert loaded["image_size"] == 32 and resized["image_size"] == [48, 32]
+        assert report[f"{name} saved"] == FILES and report[f"{name} auto_map"] == AUTO_MAP
+        close(outputs[f"{name} again"], outputs[name], 1e-5)  # eager against sdpa
+        _, info = cls.from_pretrained(saved / kind, output_loading_info=True)
+        assert loaded["missing"] == sorted(info["missing_keys"])
+        if loaded["missing"] == []:
+            close(outputs[name], run(cls.from_pretrained(saved / kind), make_inputs()["images"]))
+
+
+def test_remote_resize(remote, saved):
+    kind, _, outputs, _ = remote
+    encoder = resized_by_hand(MAEModel, saved / kind, (48, 32))
+    close(outputs["resized"], encoder(make_inputs()["larger"]).last_hidden_state)
+
+
+def test_remote_pipelines(remote, saved):
+    kind, report, outputs, _ = remote
+    picture = Image.new("RGB", (40, 50), (200, 30, 90))
+    processor = AutoImageProcessor.from_pretrained(saved / kind)
+    pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
+    encoded = MAEModel.from_pretrained(saved / kind)(pixel_values)
+    close(outputs["pipeline pool=False"], encoded.last_hidden_state, 1e-5)
+    close(outputs["pipeline pool=True"], encoded.pooler_output, 1e-5)
+    if kind.startswith("classification"):
+        scores = MAEForImageClassification.from_pretrained(saved / kind)(pixel_values).logits.softmax(-1)[0]
+        ours = {entry["label"]: entry["score"] for entry in report["pipeline"]}
+        assert ours == {f"LABEL_{i}": pytest.approx(score.item(), abs=1e-5) for i, score in enumerate(scores)}
+
+
+def test_code_versions_do_not_shadow_each_other(remote):
+    assert remote[1]["versions"] == ["this", "newer", "this"]
+
+
+# Other image sizes
+
+
+def resized_by_hand(cls, directory, size):
+    """Loads a checkpoint of 4 x 4 patches of 8 into a model for `size`, resampling the tables by hand."""
+    weights = cls.from_pretrained(directory).state_dict()
+    for key, table in weights.items():
+        if key.endswith("pos_embed"):
+            image = table[0, 1:].T.reshape(1, -1, 4, 4)
+            image = F.interpolate(image, (size[0] // 8, size[1] // 8), mode="bicubic", align_corners=False)
+            weights[key] = torch.cat([table[0, :1], image[0].flatten(1).T])[None]
+    config = MAEConfig.from_pretrained(directory)
+    config.image_size = size
+    model = cls(config).eval()
+    model.load_state_dict(weights)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["encoder", "pretraining", "classification_mean"])
+@pytest.mark.parametrize("size", [48, (16, 40), [16, 40]])
+@pytest.mark.parametrize("auto", [False, True])
+def test_image_size_override(kind, size, auto, saved):
+    cls = KINDS[kind][0]
+    model, info = (AUTO[cls] if auto else cls).from_pretrained(saved / kind, image_size=size, output_loading_info=True)
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    assert not info["missing_keys"] and not info["mismatched_keys"] and not info["unexpected_keys"]
+    assert model.config.image_size == (size if isinstance(size, int) else pair)
+    assert frozen(model) == FROZEN[cls.__name__]
+    by_hand = resized_by_hand(cls, saved / kind, pair)
+    for key, value in model.state_dict().items():
+        close(value, by_hand.state_dict()[key])
+    images = torch.randn(2, 3, *pair)
+    arguments = {"noise": torch.rand(2, pair[0] * pair[1] // 64)} if cls is MAEForPreTraining else {}
+    close(model(images, **arguments)[0], by_hand(images, **arguments)[0])
+
+
+def test_resized_model_saves_its_size(saved, tmp_path):
+    model = MAEForPreTraining.from_pretrained(saved / "pretraining", image_size=(16, 40))
+    model.save_pretrained(tmp_path)
+    again, info = AutoModelForPreTraining.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()) and again.config.image_size == (16, 40)
+    assert torch.equal(again.decoder.pos_embed, model.decoder.pos_embed)
+    assert AutoImageProcessor.from_pretrained(tmp_path).size == {"height": 16, "width": 40}
+
+
+def test_config_with_another_image_size(saved):
+    config = MAEConfig.from_pretrained(saved / "encoder")
+    config.image_size = 48
+    model = MAEModel.from_pretrained(saved / "encoder", config=config)
+    assert model.config.image_size == config.image_size == 48
+    close(model.pos_embed, resized_by_hand(MAEModel, saved / "encoder", (48, 48)).pos_embed)
+    same = MAEModel.from_pretrained(saved / "encoder", image_size=(32, 32))
+    close(same.pos_embed, MAEModel.from_pretrained(saved / "encoder").pos_embed, 0)
+
+
+def test_bad_image_size_override(saved):
+    for load in (AutoModel.from_pretrained, MAEModel.from_pretrained):
+        with pytest.raises(Exception, match="image_size=33 is not divisible by patch_size=8"):
+            load(saved / "encoder", image_size=33)
+
+
+def test_weights_without_configuration(saved, tmp_path):
+    """A bare model.safetensors, with the configuration given."""
+    (tmp_path / "model.safetensors").write_bytes((saved / "encoder" / "model.safetensors").read_bytes())
+    model = MAEModel.from_pretrained(tmp_path, config=make_config())
+    close(run(model, make_inputs()["images"]), run(make_model("encoder"), make_inputs()["images"]))
+
+
+def test_configuration_without_image_size(tmp_path):
+    """A hand-written config.json may leave out what is the default."""
+    MAEModel(make_config(image_size=224, patch_size=56)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("image_size") == 224
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert MAEModel.from_pretrained(tmp_path).pos_embed.shape[1] == 17
+    for load in (MAEModel.from_pretrained, AutoModel.from_pretrained):
+        assert load(tmp_path, image_size=112).pos_embed.shape[1] == 5
+
+
+# Processor
+
+
+@pytest.mark.parametrize(
+    "fields, expected",
+    [
+        (
+            {"image_size": 224, "patch_size": 16},
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True},
+        ),
+        (
+            {"image_size": (96, 96), "patch_size": 16},
+            {"size": {"shortest_edge": 109}, "crop_size": {"height": 96, "width": 96}, "do_center_crop": True},
+        ),
+        (
+            {"image_size": 448, "patch_size": 16},
+            {"size": {"shortest_edge": 448}, "crop_size": {"height": 448, "width": 448}, "do_center_crop": True},
+        ),
+        ({"image_size": (64, 128)}, {"size": {"height": 64, "width": 128}, "do_center_crop": None}),
+        (
+            {},
+            {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "do_normalize": True},
+        ),
+        ({"image_mean": 0.4, "image_std": [0.1, 0.2, 0.3]}, {"image_mean": [0.4] * 3, "image_std": [0.1, 0.2, 0.3]}),
+        ({"num_channels": 1}, {"do_normalize": False, "do_rescale": True, "do_convert_rgb": False}),
+        (
+            {"num_channels": 1, "image_mean": 0.5, "image_std": 0.25},
+            {"do_normalize": True, "image_mean": [0.5], "image_std": [0.25], "do_convert_rgb": False},
+        ),
+    ],
+)
+def test_processor(fields, expected, tmp_path):
+    config = make_config(**fields)
+    MAEModel(config).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    assert isinstance(processor, ViTImageProcessor)
+    written = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert written["resample"] == 3 and "auto_map" not in written  # bicubic, and no code to trust
+    for key, value in expected.items():
+        actual = getattr(processor, key)
+        assert (list(actual) if isinstance(actual, tuple) else actual) == value, key
+    mode, colour = ("L", 128) if config.num_channels == 1 else ("RGB", (10, 128, 250))
+    pixel_values = processor(Image.new(mode, (150, 90), colour), return_tensors="pt")["pixel_values"]
+    size = config.image_size
+    assert pixel_values.shape == (1, config.num_channels, *((size, size) if isinstance(size, int) else size))
+    values = torch.tensor([128 / 255] if config.num_channels == 1 else [10 / 255, 128 / 255, 250 / 255])
+    if config.image_mean is not None:
+        values = (values - torch.tensor(config.image_mean)) / torch.tensor(config.image_std)
+    close(pixel_values.mean((0, 2, 3)), values, 1e-3)
+
+
+def test_processor_of_the_user_stays(tmp_path):
+    model = make_model("encoder")
+    ViTImageProcessor(size={"height": 5, "width": 7}).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    assert AutoImageProcessor.from_pretrained(tmp_path).size == {"height": 5, "width": 7}
+
+
+def test_resave_keeps_mean_and_std(tmp_path):
+    MAEModel(make_config(image_mean=[0.1, 0.2, 0.3], image_std=0.5)).save_pretrained(tmp_path / "a")
+    MAEModel.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "b")
+    assert list(processor.image_mean) == [0.1, 0.2, 0.3] and list(processor.image_std) == [0.5] * 3

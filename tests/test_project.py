@@ -1,0 +1,98 @@
+"""The project as a whole: direction of the arrows, what a wheel holds, what README promises."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+
+# What a file of each ring may import of ours; arrows point inward only.
+RINGS = {
+    "configuration_mae.py": set(),
+    "modeling_mae.py": {"configuration_mae"},
+    "mae": {"configuration_mae", "modeling_mae", "mae"},
+    "examples": {"configuration_mae", "modeling_mae", "mae"},
+    "benchmarks": {"configuration_mae", "modeling_mae", "mae", "benchmarks"},
+}
+OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests", "conftest"}
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("ring", RINGS)
+def test_arrows_point_inward(ring):
+    files = [ROOT / ring] if ring.endswith(".py") else list((ROOT / ring).rglob("*.py"))
+    assert files
+    for file in files:
+        assert imported(file) & OURS <= RINGS[ring], file
+
+
+def test_ring_1_needs_only_torch_and_transformers():
+    allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "huggingface_hub"}
+    for name in ("configuration_mae.py", "modeling_mae.py"):
+        assert imported(ROOT / name) <= allowed | OURS
+
+
+def test_wheel_holds_every_module(tmp_path):
+    build = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path]
+    subprocess.run(list(map(str, build)), check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = [name for name in names if name.endswith("METADATA")]
+        metadata = archive.read(metadata).decode()
+    modules = {"configuration_mae.py", "modeling_mae.py"}
+    modules |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "mae").rglob("*.py")}
+    assert {name for name in names if name.endswith(".py")} == modules
+    assert any(name.endswith("LICENSE") for name in names)
+    assert "Requires-Python: >=3.10" in metadata and re.search(r"Requires-Dist: transformers>=5\.17", metadata)
+    assert "Apache-2.0" in metadata
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_links_and_map():
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
+        assert (ROOT / target).exists(), target
+    for path in [*ROOT.glob("*.py"), *(ROOT / "mae").glob("[!_]*.py"), *(ROOT / "examples").glob("*.py")]:
+        assert path.name in README, f"{path.name} is missing in README's map"
+
+
+def test_readme_python_runs(tmp_path, monkeypatch):
+    """The Python of README as it stands, on the frozen checkpoint in the place of a trained one."""
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(tmp_path)
+    checkpoint = ROOT / "tests" / "fixtures" / "checkpoint_pretraining"
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs" / "run_mae").symlink_to(checkpoint)
+    from PIL import Image
+
+    Image.new("RGB", (80, 60), "teal").save(tmp_path / "photo.jpg")
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["run_mae.py", "-m pytest"])
+def test_readme_commands_in_a_fresh_clone(tmp_path, ending):
+    (command,) = re.findall(rf"^(python3 -m venv .*{re.escape(ending)})$", README, flags=re.MULTILINE)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tmp_path / "clone")], check=True)
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "clone", capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    if ending == "run_mae.py":
+        assert (tmp_path / "clone" / "outputs" / "run_mae" / "model.safetensors").exists()
