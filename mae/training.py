@@ -37,6 +37,11 @@ def make_accelerator() -> Accelerator:
             f"The launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}. On a CPU: "
             f"ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {world_size} …"
         )
+    # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
+    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_world_size, 1))
     return accelerator
 
 
@@ -161,7 +166,9 @@ class PreTraining:
         accelerator, arguments = self.accelerator, self.arguments
         recipe = self.recipe
         if arguments.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable()
+            # The first name came with transformers 5.2x, which deprecates the second.
+            enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
+            enable()
         optimizer = make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
         model, optimizer = accelerator.prepare(self.model, optimizer)
         model.train()
@@ -183,6 +190,7 @@ class PreTraining:
 
         started = logged_at = time.perf_counter()
         data_wait, last_logged, loss = 0.0, first_step, None
+        num_read = 0.0  # images of this process that could be read
         for step in range(first_step + 1, self.num_steps + 1):
             learning_rate = learning_rate_at(
                 (step - 1) / self.steps_per_epoch, self.learning_rate, recipe.warmup_epochs, self.num_epochs
@@ -207,13 +215,19 @@ class PreTraining:
                     micro_loss = model(pixel_values, noise=noise).loss * (batch.weight / self.accumulation)
                     accelerator.backward(micro_loss)
                 step_loss += micro_loss.detach()
+                num_read += batch.weight * batch.size
                 digests.append(batch.digests)
             optimizer.step()
             optimizer.zero_grad()
             bar.update()
 
             if step % arguments.logging_steps == 0 or step == self.num_steps:
-                loss = accelerator.reduce(step_loss, "mean").item()
+                loss, any_read = accelerator.reduce(
+                    torch.stack([step_loss, step_loss.new_tensor(num_read)]), "mean"
+                ).tolist()
+                if not any_read:
+                    seen = (step - first_step) * self.batch_size
+                    raise UserError(f"None of the first {seen} images can be read: nothing was trained.")
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)

@@ -233,6 +233,12 @@ def test_unreadable_images(emoji_bytes, tmp_path):
     assert [line["samples_digest"] for line in parts] == [line["samples_digest"] for line in theirs]
 
 
+def test_nothing_readable(tmp_path):
+    bad = write_parquet(tmp_path / "bad.parquet", [b"no image"] * 40, 16)
+    done = run("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
+    assert done.returncode == 2 and "None of the first 8 images can be read" in done.stderr
+
+
 def test_accelerate_launch_with_the_embedded_data(tmp_path):
     launcher = str(Path(sys.executable).with_name("accelerate"))
     done = subprocess.run(

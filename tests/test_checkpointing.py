@@ -1,0 +1,95 @@
+"""A run's directory: what counts as a checkpoint, what a log forgets."""
+
+import json
+
+import pytest
+import torch
+
+from configuration_mae import MAEConfig
+from mae.checkpointing import RunDirectory
+from mae.errors import UserError
+from mae.optimization import make_optimizer
+from modeling_mae import MAEForPreTraining
+
+
+CONFIG = MAEConfig(
+    image_size=16,
+    patch_size=4,
+    hidden_size=12,
+    num_hidden_layers=1,
+    num_attention_heads=3,
+    intermediate_size=12,
+    decoder_hidden_size=8,
+    decoder_num_hidden_layers=1,
+    decoder_num_attention_heads=2,
+    decoder_intermediate_size=8,
+)
+
+
+def trained(seed: int, optimizer_steps: int = 2):
+    torch.manual_seed(seed)
+    model = MAEForPreTraining(CONFIG)
+    optimizer = make_optimizer(model, 0.05, (0.9, 0.95))
+    for _ in range(optimizer_steps):
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 0.01
+        model(torch.randn(2, 3, 16, 16)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def test_load_restores_model_and_optimizer(tmp_path):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    assert run.load(*trained(0)) is None
+    model, optimizer = trained(1)
+    run.save(model, optimizer, {"step": 2}, save_total_limit=None)
+    other, other_optimizer = trained(2, optimizer_steps=1)
+    assert run.load(other, other_optimizer) == {"step": 2}
+    for ours, theirs in zip(other.state_dict().values(), model.state_dict().values()):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(other_optimizer.state_dict()["state"].values(), optimizer.state_dict()["state"].values()):
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert not other.mae.pos_embed.requires_grad
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    model, optimizer = trained(1)
+    for step in (2, 10, 9):
+        run.save(model, optimizer, {"step": step}, save_total_limit=None)
+    (run.path / "checkpoint-30.unfinished").mkdir()
+    (run.path / "checkpoint-40").mkdir()
+    (run.path / "checkpoint-50").write_text("not a folder")
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-2", "checkpoint-9", "checkpoint-10"]
+    assert run.load(model, optimizer) == {"step": 10}
+    run.save(model, optimizer, {"step": 11}, save_total_limit=2)
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-11"]
+    run.save(model, optimizer, {"step": 11}, save_total_limit=2)  # twice is once
+    assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-11"]
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, []), (1, [1]), (2, [1, 2]), (9, [1, 2])])
+def test_metrics_are_cut_back(tmp_path, step, kept):
+    run = RunDirectory(tmp_path / "run", {})
+    run.cut_metrics(5)  # nothing logged yet
+    for number in (1, 2):
+        run.log({"step": number, "loss": 0.1 + number})
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 3, "lo')
+    run.cut_metrics(step)
+    run.log({"step": 7, "loss": 0.3})
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [*kept, 7]
+
+
+def test_identity(tmp_path):
+    RunDirectory(tmp_path / "run", {"model": {"size": (1, 2)}, "seed": 1})
+    RunDirectory(tmp_path / "run", {"model": {"size": (1, 2)}, "seed": 1})
+    with pytest.raises(UserError, match=r"model.size was \[1, 2\], now \[1, 3\]; new was None, now 5"):
+        RunDirectory(tmp_path / "run", {"model": {"size": (1, 3)}, "seed": 1, "new": 5})
+    (tmp_path / "run" / "run.json").write_text("{")
+    with pytest.raises(UserError, match="run.json cannot be read"):
+        RunDirectory(tmp_path / "run", {"seed": 1})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        RunDirectory(tmp_path / "file", {})

@@ -1,0 +1,45 @@
+"""Schedule and parameter groups against the official code's."""
+
+import json
+
+import pytest
+from conftest import ROOT
+
+from configuration_mae import MAEConfig
+from mae.optimization import learning_rate_at, make_optimizer, parameter_groups
+from modeling_mae import MAEForImageClassification, MAEForPreTraining
+
+
+CONFIG = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2}
+CONFIG |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
+SCHEDULE = json.loads((ROOT / "tests" / "fixtures" / "official_lr_schedule.json").read_text())
+
+
+@pytest.mark.parametrize("case", SCHEDULE, ids=lambda case: f"{case['epochs']}-{case['epoch']}")
+def test_official_schedule(case):
+    ours = learning_rate_at(case["epoch"], case["lr"], case["warmup_epochs"], case["epochs"], case["min_lr"])
+    assert ours == pytest.approx(case["result"], rel=1e-12, abs=1e-18)
+
+
+def test_schedule_without_warm_up_starts_at_the_peak():
+    assert learning_rate_at(0, 0.1, 0, 10) == 0.1
+
+
+def test_pre_training_decays_cls_and_mask_tokens():
+    model = MAEForPreTraining(MAEConfig(**CONFIG))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.05))
+    assert {"mae.cls_token", "decoder.mask_token", "mae.patch_embed.proj.weight", "decoder.pred.weight"} <= decayed
+    assert all(name.endswith(("weight", "_token")) for name in decayed)
+    assert all(name.endswith(".bias") or "norm" in name for name in others)
+    assert len(decayed) + len(others) == len(names) - 2  # both position tables are frozen
+
+
+def test_fine_tuning_does_not_decay_positions_and_cls():
+    model = MAEForImageClassification(MAEConfig(**CONFIG))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    optimizer = make_optimizer(model, 0.05, (0.9, 0.999))
+    decays = {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert decays["mae.cls_token"] == decays["mae.pos_embed"] == decays["mae.blocks.0.norm1.weight"] == 0
+    assert decays["head.weight"] == decays["mae.blocks.1.attn.qkv.weight"] == 0.05
+    assert set(decays) == set(names.values())
