@@ -27,7 +27,7 @@ def save_curve(metrics: list[dict], path: Path, title: str = "Pre-training loss"
     rates = [line["learning_rate"] for line in metrics]
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    window = max(len(losses) // 50, 1)
+    window = max(len(losses) // 20, 1)
     top.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="one step")
     if window > 1:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
