@@ -107,11 +107,12 @@ def main() -> None:
                 peaks[name] = memory.read()
         ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ours"], seconds["ViTMAE"]))
         for name in models:
-            median = statistics.median(seconds[name])
-            peak = f"{peaks[name] / 2**20:,.0f} MiB" if peaks[name] is not None else "unknown"
+            low, median, high = min(seconds[name]), statistics.median(seconds[name]), max(seconds[name])
+            speed = arguments.batch_size / median
+            peak = "unknown" if peaks[name] is None else f"{peaks[name] / 2**20:,.0f} MiB"
             print(
-                f"{precision}  {name:6}  median {median:.3f} s  "
-                f"({min(seconds[name]):.3f} to {max(seconds[name]):.3f})  {arguments.batch_size / median:.1f} images/s  peak {peak}"
+                f"{precision}  {name:6}  median {median:.3f} s ({low:.3f} to {high:.3f})  {speed:.1f} images/s  "
+                f"peak {peak}"
             )
         print(f"{precision}  ours / ViTMAE  time {ratio:.3f}", flush=True)
 
