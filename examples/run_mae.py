@@ -10,16 +10,18 @@ The same command again goes on where it was. Exit code 2: a mistake in the comma
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
+import torch
 from transformers.utils import logging
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
 from mae.checkpointing import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
 from mae.data import load_images
 from mae.errors import UserError
-from mae.sources import open_dataset, open_folder
+from mae.sources import DataError, open_dataset, open_folder
 from mae.training import PreTraining, build_model, make_accelerator
 from mae.visualization import save_curve, save_reconstruction
 
@@ -51,10 +53,11 @@ def main() -> None:
         accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
         return
 
+    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "
         f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
-        f"{accelerator.num_processes} x {accelerator.device.type}"
+        f"{accelerator.num_processes} x {accelerator.device.type}{threads}"
     )
     results = training.train(run)
 
@@ -74,6 +77,7 @@ def main() -> None:
 
 def summary(run: RunDirectory, results: dict) -> str:
     """What there is now, and what to do with it."""
+    script, path = shlex.quote(sys.argv[0]), shlex.quote(str(run.path))
     return f"""
 {results["steps"]} steps, {results["epochs"]:.1f} epochs, loss {results["loss"]:.4f}
   model            {run.path}
@@ -85,13 +89,13 @@ def summary(run: RunDirectory, results: dict) -> str:
 Load the encoder:
   python -c "import modeling_mae; from transformers import AutoModel; print(AutoModel.from_pretrained('{run.path}'))"
 Train on from these weights:
-  accelerate launch examples/run_mae.py --model_name_or_path {run.path} --output_dir {run.path}_more"""
+  accelerate launch {script} --model_name_or_path {path} --output_dir {path}_more"""
 
 
 if __name__ == "__main__":
     try:
         main()
-    except UserError as error:
+    except (UserError, DataError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)

@@ -92,7 +92,9 @@ class PreTrainingRecipe:
                 raise UserError(f"--{name} {value} must be positive.")
         if self.max_steps < -1 or self.max_steps == 0:
             raise UserError(f"--max_steps {self.max_steps} must be positive, or -1 for --num_train_epochs.")
-        for name in ("weight_decay", "warmup_epochs", "seed"):
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be in [0, 2^32).")
+        for name in ("weight_decay", "warmup_epochs"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)} must not be negative.")
         for name in ("adam_beta1", "adam_beta2"):

@@ -66,6 +66,11 @@ class Batch:
     digests: torch.Tensor
     skipped: list[tuple[tuple[str, int], str]]
 
+    def pin_memory(self) -> "Batch":
+        """Called by the DataLoader, which cannot look inside."""
+        self.pixel_values, self.noise = self.pixel_values.pin_memory(), self.noise.pin_memory()
+        return self
+
 
 # Decoding
 

@@ -5,6 +5,7 @@ Model and optimizer are prepared by Accelerate, the data never is: the stream al
 each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
+import copy
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
@@ -49,6 +51,20 @@ def make_accelerator() -> Accelerator:
 _FREE_FIELDS = {"image_size", "mask_ratio", "masking", "norm_pix_loss", "drop_path_rate", "image_mean", "image_std"}
 
 
+def parse_overrides(config: MAEConfig, overrides: str) -> dict:
+    """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
+    names = [pair.split("=")[0] for pair in overrides.split(",")]
+    try:
+        config = copy.deepcopy(config)
+        config.update_from_string(overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--config_overrides {overrides}: {error} (wanted: fields of the configuration, as in "
+            "hidden_size=192,qkv_bias=false)"
+        ) from None
+    return {name: getattr(config, name) for name in names}
+
+
 def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
     """
     The model that a recipe names, from scratch or from a checkpoint. The seed decides its weights.
@@ -66,12 +82,12 @@ def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
     try:
         config = MAEConfig.from_size(recipe.model_size) if path is None else MAEConfig.from_pretrained(path)
         own = config.to_dict()
+        if recipe.config_overrides:
+            fields |= parse_overrides(config, recipe.config_overrides)
+        if path is None:
+            return MAEForPreTraining(MAEConfig.from_size(recipe.model_size, **fields))
         for name, value in fields.items():
             setattr(config, name, value)
-        if recipe.config_overrides:
-            config.update_from_string(recipe.config_overrides)
-        if path is None:
-            return MAEForPreTraining(config)
         for name, value in config.to_dict().items():
             if value != own[name] and name not in _FREE_FIELDS:
                 raise UserError(
@@ -127,19 +143,19 @@ class PreTraining:
                 )
         self.num_epochs = self.num_steps / self.steps_per_epoch
         self.learning_rate = recipe.base_learning_rate * self.batch_size / 256
-        # Made here for its checks of lanes against processes.
-        self.stream = self._make_stream(start=0)
+        self._make_loader(first_step=0)  # for its checks, before anything is written
 
-    def _make_stream(self, start: int) -> SampleStream:
-        return SampleStream(
+    def _make_loader(self, first_step: int) -> DataLoader:
+        stream = SampleStream(
             self.source,
             self.order,
             self.arguments.per_device_train_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
-            start=start,
+            start=first_step * self.batch_size,
             stop=self.num_steps * self.batch_size,
         )
+        return make_loader(stream, self.model.config, self.arguments.dataloader_num_workers)
 
     @property
     def identity(self) -> dict:
@@ -176,10 +192,7 @@ class PreTraining:
         state = run.load(self.model, optimizer)
         first_step = state["step"] if state else 0
         run.cut_metrics(first_step)
-        loader = make_loader(
-            self._make_stream(start=first_step * self.batch_size), self.model.config, arguments.dataloader_num_workers
-        )
-        batches = iter(loader)
+        batches = iter(self._make_loader(first_step))
         bar = tqdm(
             total=self.num_steps,
             initial=first_step,

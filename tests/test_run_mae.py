@@ -246,6 +246,8 @@ def test_accelerate_launch_with_the_embedded_data(tmp_path):
         env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    # The launcher sets one thread where nobody names a number.
+    assert f"on 1 x cpu, {len(os.sched_getaffinity(0))} threads each" in done.stdout
     assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
 
 
@@ -258,6 +260,10 @@ ERRORS = [
     (["--recipe", "nowhere.yaml"], "--recipe nowhere.yaml cannot be read: No such file or directory."),
     (["--hidden_size", "3"], "unknown argument --hidden_size."),
     (["--config_overrides", "hidden_size=10"], "hidden_size=10 must be divisible by num_attention_heads"),
+    (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: key hidden isn't in the original config"),
+    (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: "),
+    (["--config_overrides", "num_channels=13"], "Image files have 1 or 3 channels; the model's num_channels is 13."),
+    (["--seed", "-1"], "--seed -1 must be in [0, 2^32)."),
     (["--image_size", "60"], "image_size=60 is not divisible by patch_size=8"),
     (["--lanes", "3000"], "The data has 1716 images, fewer than --lanes 3000"),
     (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
