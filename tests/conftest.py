@@ -1,13 +1,9 @@
 """Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
 
-import os
-
-
-# Before anything of Hugging Face is imported: no test may reach for the network.
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 import io
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+
+# Before the test modules import anything of Hugging Face, which reads these then: no test may reach for the network,
+# or leave code in the user's cache.
+MODULES = tempfile.TemporaryDirectory()
+os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=MODULES.name)
 
 ROOT = Path(__file__).resolve().parent.parent
 EMOJI = ROOT / "examples" / "data" / "emoji"
