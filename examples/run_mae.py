@@ -1,14 +1,16 @@
 """
 Pre-trains a Masked Autoencoder.
 
-    accelerate launch examples/run_mae.py                             the embedded emoji, a small model, 4 minutes
+    accelerate launch examples/run_mae.py                             the embedded emoji, a small model, 3 minutes
     accelerate launch examples/run_mae.py --train_dir my_images --output_dir outputs/mine
     accelerate launch examples/run_mae.py --recipe FILE.yaml [--any_flag VALUE ...]
     python examples/run_mae.py --help
 
-The same command again goes on where it was. Exit code 2: a mistake in the command line, told in one line.
+The same command again goes on where it was. Exit codes of `python examples/run_mae.py` (launchers have their own): 2
+for a mistake in the command line, before anything is written; 1 for data that breaks off in mid-run. Both in one line.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -18,10 +20,10 @@ import torch
 from transformers.utils import logging
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
-from mae.checkpointing import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
+from mae.checkpointing import CURVE_FILE, METRICS_FILE, RECONSTRUCTION_FILE, RunDirectory
 from mae.data import load_images
-from mae.errors import UserError
-from mae.sources import DataError, open_dataset, open_folder
+from mae.errors import DataError, UserError
+from mae.sources import open_dataset, open_folder
 from mae.training import PreTraining, build_model, make_accelerator
 from mae.visualization import save_curve, save_reconstruction
 
@@ -45,6 +47,7 @@ def main() -> None:
         )
     model = build_model(recipe)
     training = PreTraining(model, source, recipe, arguments, accelerator)
+    images = load_images(held_out or source, model.config, count=12)  # now, not when training is done
     run = RunDirectory(
         arguments.output_dir, training.identity, arguments.overwrite_output_dir, accelerator.is_main_process
     )
@@ -64,7 +67,6 @@ def main() -> None:
     if accelerator.is_main_process:
         model.save_pretrained(run.path)
         save_curve(run.read_metrics(), run.path / CURVE_FILE)
-        images = load_images(held_out or source, model.config, count=12)
         kind = "Held-out" if held_out else "Training"
         title = f"{kind} images after {results['epochs']:.1f} epochs"
         if model.config.norm_pix_loss:
@@ -77,25 +79,30 @@ def main() -> None:
 
 def summary(run: RunDirectory, results: dict) -> str:
     """What there is now, and what to do with it."""
-    script, path = shlex.quote(sys.argv[0]), shlex.quote(str(run.path))
+    load = "import modeling_mae; from transformers import AutoModel; "
+    load += f"print(AutoModel.from_pretrained({json.dumps(str(run.path))}))"
+    # The same data and recipe: of a flag given twice the last counts.
+    again = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
+    again += ["--model_name_or_path", str(run.path), "--output_dir", f"{run.path}_more"]
     return f"""
 {results["steps"]} steps, {results["epochs"]:.1f} epochs, loss {results["loss"]:.4f}
   model            {run.path}
   loss curve       {run.path / CURVE_FILE}
   reconstructions  {run.path / RECONSTRUCTION_FILE}
-  metrics          {run.path / "metrics.jsonl"}
+  metrics          {run.path / METRICS_FILE}
   checkpoints      {", ".join(str(path) for path in run.checkpoints())}
 
 Load the encoder:
-  python -c "import modeling_mae; from transformers import AutoModel; print(AutoModel.from_pretrained('{run.path}'))"
+  python -c {shlex.quote(load)}
 Train on from these weights:
-  accelerate launch {script} --model_name_or_path {path} --output_dir {path}_more"""
+  accelerate launch {shlex.join(again)}"""
 
 
 if __name__ == "__main__":
     try:
         main()
     except (UserError, DataError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        # Every process has its own data to break off, so that none may be silent.
+        rank = os.environ.get("RANK", "0")
+        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -42,7 +42,10 @@ class PreTrainingRecipe:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Checkpoint to go on from. Default: a model from scratch."}
     )
-    model_size: str = field(default="base", metadata={"help": "tiny, small, base, large or huge."})
+    model_size: str | None = field(
+        default=None,
+        metadata={"help": "tiny, small, base, large or huge. Default: base, where there is no checkpoint."},
+    )
     image_size: list[int] | None = field(
         default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
     )

@@ -29,7 +29,7 @@ OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "trainer_state.json"
 CURVE_FILE = "loss_curve.png"
 RECONSTRUCTION_FILE = "reconstruction.png"
-# What a run may remove again when it is told to start anew.
+# What a run writes beside its checkpoints.
 _FILES = (
     RUN_FILE,
     METRICS_FILE,
@@ -43,7 +43,12 @@ _FILES = (
     "configuration_mae.py",
 )
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-_UNFINISHED = re.compile(r"checkpoint-\d+\.unfinished")
+
+
+def _is_of_a_run(name: str) -> bool:
+    """Whether a run writes something of this name, or its unfinished form."""
+    name = name.removesuffix(".unfinished")
+    return name in _FILES or _CHECKPOINT.fullmatch(name) is not None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,37 +91,60 @@ class RunDirectory:
             self._claim(overwrite)
 
     def _claim(self, overwrite: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--output_dir {self.path} is a file: name a directory.")
-        run_file = self.path / RUN_FILE
-        if overwrite and run_file.exists():
-            for name in _FILES:
-                (self.path / name).unlink(missing_ok=True)
-            for entry in list(self.path.iterdir()):
-                if _CHECKPOINT.fullmatch(entry.name) or _UNFINISHED.fullmatch(entry.name):
-                    shutil.rmtree(entry)
-        if run_file.exists():
-            self._check_identity(run_file)
-            return
-        if self.path.exists() and any(self.path.iterdir()) and not overwrite:
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise UserError(f"--output_dir {self.path} is a file: name a directory.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            run_file = self.path / RUN_FILE
+            if not run_file.exists():
+                self._check_foreign(overwrite)
+            elif overwrite:
+                self._clear(run_file)
+            else:
+                self._check_identity(run_file)
+                return
+            write_json(run_file, self.identity)
+        except OSError as error:
+            raise UserError(f"--output_dir {self.path} cannot be used: {error.strerror or error}.") from None
+
+    def _check_foreign(self, overwrite: bool) -> None:
+        """Refuses a directory that is not ours; with `overwrite` only where its files would be taken for ours."""
+        # The unfinished file is of a start that was killed.
+        names = {entry.name for entry in self.path.iterdir()} - {RUN_FILE + ".unfinished"}
+        if names and not overwrite:
             raise UserError(
                 f"--output_dir {self.path} is not empty and holds no run of this script: name another directory, or "
                 "pass --overwrite_output_dir to write into it."
             )
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_json(run_file, self.identity)
-        except OSError as error:
-            raise UserError(f"--output_dir {self.path} cannot be written: {error.strerror}.") from None
+        taken = sorted(name for name in names if _is_of_a_run(name))
+        if taken:
+            raise UserError(
+                f"--output_dir {self.path} holds {', '.join(taken)}, but not of a run of this script: name another "
+                "directory, or move them away. Nothing was changed."
+            )
+
+    def _clear(self, run_file: Path) -> None:
+        """Removes an earlier run."""
+        # No longer that run, and not yet the new one: whoever is killed in here leaves nothing that could be resumed.
+        write_json(run_file, {})
+        for entry in list(self.path.iterdir()):
+            if entry.name != RUN_FILE and _is_of_a_run(entry.name):
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
 
     def _check_identity(self, run_file: Path) -> None:
         try:
-            theirs = flatten(json.loads(run_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+            stored = json.loads(run_file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{run_file} cannot be read: {error}. --overwrite_output_dir starts anew.") from None
+        if not stored:
             raise UserError(
-                f"{run_file} cannot be read ({error}): pass --overwrite_output_dir to start anew."
-            ) from None
-        ours = flatten(self.identity)
+                f"--output_dir {self.path} was being overwritten when that was stopped: pass --overwrite_output_dir "
+                "again."
+            )
+        theirs, ours = flatten(stored), flatten(self.identity)
         differences = [
             f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
             for name in sorted(theirs.keys() | ours.keys())

@@ -21,9 +21,9 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
-from mae.errors import UserError
+from mae.errors import DataError, UserError, first_line
 from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
-from mae.sources import DataError, Source
+from mae.sources import Source
 from modeling_mae import mask_from_noise, num_visible_patches
 
 
@@ -117,7 +117,7 @@ class Decode(Dataset):
         try:
             image = decode_image(sample.image, self.num_channels)
         except Exception as error:  # whatever is wrong with an image, its position is consumed
-            reason = f"{type(error).__name__}: {str(error) or 'no reason given'}".splitlines()[0]
+            reason = f"{type(error).__name__}: {first_line(error)}"
             return {"sample": sample, "skipped": reason, "digest": self.digest(sample, "skipped")}
         # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of torch.manual_seed.
         with torch.random.fork_rng(devices=[]):
@@ -203,18 +203,19 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) ->
     )
     transform = v2.Compose([resize, v2.CenterCrop([height, width])])
     ends = np.cumsum(source.group_sizes)
-    images = []
-    for row in permutation(int(ends[-1]), seed, "evaluation"):
+    rows = permutation(int(ends[-1]), seed, "evaluation")[: 10 * count]  # enough for a source with some bad images
+    images, reason = [], ""
+    for row in rows:
         group = int(np.searchsorted(ends, row, side="right"))
         first_row = int(row - (ends[group] - source.group_sizes[group]))
         try:
             images.append(transform(decode_image(next(iter(source.read(group, first_row))), config.num_channels)))
-        except Exception:  # an unreadable image is told of where it matters, in training
-            continue
+        except Exception as error:  # an unreadable image is told of where it matters, in training
+            reason = f"{type(error).__name__}: {first_line(error)}"
         if len(images) == count:
             break
     if not images:
-        raise UserError("None of the held-out images can be read.")
+        raise UserError(f"None of {len(rows)} images tried for the pictures can be read ({reason}).")
     return torch.stack(images)
 
 

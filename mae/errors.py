@@ -1,5 +1,14 @@
-"""The one exception that scripts turn into a line and exit code 2."""
+"""Errors that scripts tell in one line."""
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: the message says what is wrong, which value, and what to do."""
+    """A mistake that the user can mend: the message says what is wrong, which value, and what to do. Exit code 2."""
+
+
+class DataError(Exception):
+    """The data is not what its index says, or cannot be read; the run cannot go on with it."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another library's message, or its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -85,7 +85,8 @@ class SampleOrder:
             raise UserError(f"The data has {self.num_rows} images, fewer than --lanes {lanes}: lower --lanes.")
         self.window_size = shuffle_buffer_size // lanes
         self.lane_length = self.num_rows // lanes
-        # Fewer than `lanes` rows sit out, other ones in each epoch.
+        # Fewer than `lanes` rows sit out, those at the end of the line: other ones in each epoch where there are
+        # several groups to permute, always the same ones where there is a single group.
         self.epoch_length = self.lane_length * lanes
         self._line = lru_cache(maxsize=2)(self._lay_line)  # two, because a batch may straddle an epoch's end
 

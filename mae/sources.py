@@ -20,15 +20,11 @@ import pyarrow.parquet as pq
 from datasets import Image, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from mae.errors import UserError
+from mae.errors import DataError, UserError, first_line
 from mae.order import hash_key
 
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-
-
-class DataError(Exception):
-    """The data is not what its index says; the run cannot go on with it."""
 
 
 class Source(Protocol):
@@ -89,7 +85,7 @@ def read_footers(files: list[str]) -> list[RowGroup]:
             with file_system.open(path) as stream:
                 metadata = pq.ParquetFile(stream).metadata
         except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-            raise UserError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{file} cannot be read as parquet: {first_line(error)}") from error
         first_row = 0
         for number in range(metadata.num_row_groups):
             row_group = metadata.row_group(number)
@@ -166,16 +162,19 @@ def open_dataset(
     Returns:
         Its train split, and its validation or test split where there is one.
     """
-    paths = sorted(glob.glob(name)) if name.endswith(".parquet") else []
-    if name.endswith(".parquet") and not paths:
-        raise UserError(f"--dataset_name {name}: there is no such file.")
+    paths = []
+    if name.endswith(".parquet"):
+        # An address (hf://, https://) goes to datasets as it is; a name with brackets may be a file after all.
+        paths = [name] if "://" in name or os.path.exists(name) else sorted(glob.glob(name))
+        if not paths:
+            raise UserError(f"--dataset_name {name}: there is no such file.")
     arguments = {"path": "parquet", "data_files": {"train": paths}} if paths else {"path": name, "name": config_name}
     if not paths and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
         raise UserError(f"--dataset_name {name}: there is no such folder.")
     try:
         builder = load_dataset_builder(**arguments)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--dataset_name {name} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--dataset_name {name} cannot be opened: {first_line(error)}") from error
     if not isinstance(builder, Parquet):
         raise UserError(
             f"--dataset_name {name} is not made of parquet files: for a folder of images use --train_dir {name}; "

@@ -6,6 +6,7 @@ each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
 import copy
+import hashlib
 import os
 import sys
 import time
@@ -23,7 +24,7 @@ from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments
 from mae.checkpointing import RunDirectory
 from mae.data import SampleStream, make_loader, normalize, samples_digest
-from mae.errors import UserError
+from mae.errors import DataError, UserError, first_line
 from mae.optimization import learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
@@ -32,7 +33,15 @@ from modeling_mae import MAEForPreTraining
 
 def make_accelerator() -> Accelerator:
     """Accelerate's idea of this process; stops where the launcher meant something else."""
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    try:
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(first_line(error)) from None
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise UserError(
+            f"Mixed precision {accelerator.mixed_precision} is not supported: its loss scale would be lost at a "
+            "resume. Use bf16, or none."
+        )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != world_size:
         raise UserError(
@@ -43,12 +52,14 @@ def make_accelerator() -> Accelerator:
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // local_world_size, 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(cores // local_world_size, 1))
     return accelerator
 
 
 # What a checkpoint may be given anew; the rest of its configuration is the shape of its weights.
-_FREE_FIELDS = {"image_size", "mask_ratio", "masking", "norm_pix_loss", "drop_path_rate", "image_mean", "image_std"}
+_FREE_FIELDS = {"image_size", "mask_ratio", "masking", "norm_pix_loss", "image_mean", "image_std"}
+_FREE_FIELDS |= {"drop_path_rate", "attention_probs_dropout_prob"}
 
 
 def parse_overrides(config: MAEConfig, overrides: str) -> dict:
@@ -79,13 +90,16 @@ def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
         if name in fields:
             fields[name] = fields[name][0] if len(fields[name]) == 1 else tuple(fields[name])
     path = recipe.model_name_or_path
+    if path is not None and recipe.model_size is not None:
+        raise UserError("--model_size makes a new model; --model_name_or_path has its own.")
+    size = recipe.model_size or "base"
     try:
-        config = MAEConfig.from_size(recipe.model_size) if path is None else MAEConfig.from_pretrained(path)
+        config = MAEConfig.from_size(size) if path is None else MAEConfig.from_pretrained(path)
         own = config.to_dict()
         if recipe.config_overrides:
             fields |= parse_overrides(config, recipe.config_overrides)
         if path is None:
-            return MAEForPreTraining(MAEConfig.from_size(recipe.model_size, **fields))
+            return MAEForPreTraining(MAEConfig.from_size(size, **fields))
         for name, value in fields.items():
             setattr(config, name, value)
         for name, value in config.to_dict().items():
@@ -98,7 +112,16 @@ def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
     except StrictDataclassError as error:
         raise UserError(str(error.__cause__ or error)) from None
     except (OSError, ValueError) as error:
-        raise UserError(str(error).strip().splitlines()[0]) from None
+        raise UserError(first_line(error)) from None
+
+
+def hash_weights(model: MAEForPreTraining) -> str:
+    """A hash of a model's tensors."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return weights.hexdigest()
 
 
 class PreTraining:
@@ -112,7 +135,7 @@ class PreTraining:
         arguments: What does not.
 
     Raises:
-        UserError: where recipe, data and processes do not fit together.
+        UserError: where recipe, data, model and processes do not fit together.
     """
 
     def __init__(
@@ -128,6 +151,15 @@ class PreTraining:
         self.recipe = recipe
         self.arguments = arguments
         self.accelerator = accelerator
+        for name in ("drop_path_rate", "attention_probs_dropout_prob"):
+            # It would be drawn from a state that depends on how the batch is divided and that no checkpoint holds.
+            if getattr(model.config, name):
+                raise UserError(
+                    f"{name}={getattr(model.config, name)} is for fine-tuning; pre-train without it, as the paper "
+                    f"does: --config_overrides {name}=0"
+                )
+        # Before training changes them, and whatever their folder is called.
+        self.initial_weights = hash_weights(model) if recipe.model_name_or_path is not None else None
         self.order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
 
         self.accumulation = arguments.gradient_accumulation_steps
@@ -160,14 +192,17 @@ class PreTraining:
     @property
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
-        # In the place of names and flags, what they led to: the data's fingerprint and the model's configuration.
-        replaced = ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
+        # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
+        replaced = ("model_name_or_path",)
+        replaced += ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
         replaced += ("model_size", "image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides")
         recipe = {name: value for name, value in asdict(self.recipe).items() if name not in replaced}
         config = {name: getattr(self.model.config, name) for name in MAEConfig.__annotations__}
         return {
             "recipe": recipe,
             "effective_batch_size": self.batch_size,
+            "mixed_precision": self.accelerator.mixed_precision,
+            "initial_weights": self.initial_weights,
             "data_fingerprint": self.source.fingerprint,
             "model": config,
         }
@@ -178,6 +213,9 @@ class PreTraining:
 
         Returns:
             Steps, epochs, loss of the last logged step, and speed.
+
+        Raises:
+            DataError: where the data breaks off, and where none of it can be read.
         """
         accelerator, arguments = self.accelerator, self.arguments
         recipe = self.recipe
@@ -240,7 +278,7 @@ class PreTraining:
                 ).tolist()
                 if not any_read:
                     seen = (step - first_step) * self.batch_size
-                    raise UserError(f"None of the first {seen} images can be read: nothing was trained.")
+                    raise DataError(f"None of the first {seen} images can be read: nothing was trained.")
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)

@@ -93,3 +93,66 @@ def test_identity(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
         RunDirectory(tmp_path / "file", {})
+
+
+def names(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("taken", ["train_results.json", "checkpoint-500/trainer_state.json", "model.safetensors"])
+def test_overwrite_never_adopts_or_destroys_what_others_wrote(tmp_path, taken):
+    """transformers' Trainer writes the same names; there is no run.json to say that they are ours."""
+    (tmp_path / taken).parent.mkdir(exist_ok=True)
+    (tmp_path / taken).write_text('{"train_loss": 1}')
+    before = names(tmp_path)
+    with pytest.raises(UserError, match=f"holds {taken.split('/')[0]}, but not of a run of this script"):
+        RunDirectory(tmp_path, {"seed": 1}, overwrite=True)
+    assert names(tmp_path) == before and (tmp_path / taken).read_text() == '{"train_loss": 1}'
+
+
+def test_overwrite_that_is_stopped_leaves_nothing_to_resume(tmp_path, monkeypatch):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    model, optimizer = trained(1)
+    run.save(model, optimizer, {"step": 2}, save_total_limit=None)
+    run.finish({"steps": 2})
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mae.checkpointing.shutil.rmtree", killed)
+        with pytest.raises(Killed):
+            RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
+    assert run.checkpoints()  # still there, and must belong to nobody
+    for seed in (1, 2):
+        with pytest.raises(UserError, match="was being overwritten when that was stopped"):
+            RunDirectory(tmp_path / "run", {"seed": seed})
+    again = RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
+    assert again.results is None and names(again.path) == ["run.json"]
+
+
+def test_a_start_that_was_killed_does_not_block_the_next(tmp_path):
+    (tmp_path / "run.json.unfinished").write_text("{")
+    RunDirectory(tmp_path, {"seed": 1})
+    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1}
+
+
+def test_overwrite_takes_odd_entries(tmp_path):
+    RunDirectory(tmp_path / "run", {"seed": 1})
+    (tmp_path / "run" / "checkpoint-3").write_text("a file")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "precious").write_text("")
+    (tmp_path / "run" / "checkpoint-4").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "metrics.jsonl.unfinished").write_text("")
+    (tmp_path / "run" / "mine.txt").write_text("")
+    RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
+    assert names(tmp_path / "run") == ["mine.txt", "run.json"] and (tmp_path / "elsewhere" / "precious").exists()
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be used: Not a directory"):
+        RunDirectory(tmp_path / "file" / "run", {})

@@ -27,9 +27,9 @@ from mae.data import (
     normalize,
     samples_digest,
 )
-from mae.errors import UserError
+from mae.errors import DataError, UserError
 from mae.order import SampleOrder
-from mae.sources import DataError, open_dataset, open_folder
+from mae.sources import open_dataset, open_folder
 
 
 CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)

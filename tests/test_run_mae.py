@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -233,10 +235,60 @@ def test_unreadable_images(emoji_bytes, tmp_path):
     assert [line["samples_digest"] for line in parts] == [line["samples_digest"] for line in theirs]
 
 
-def test_nothing_readable(tmp_path):
-    bad = write_parquet(tmp_path / "bad.parquet", [b"no image"] * 40, 16)
+def test_nothing_readable(emoji_bytes, tmp_path):
+    bad = write_parquet(tmp_path / "bad" / "train.parquet", [b"no image"] * 40, 16).parent
     done = run("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
-    assert done.returncode == 2 and "None of the first 8 images can be read" in done.stderr
+    assert done.returncode == 2 and "None of 40 images tried for the pictures can be read" in done.stderr
+    assert not (tmp_path / "run").exists()
+    # Held-out images that can be read tell nothing of the training images.
+    write_parquet(bad / "test.parquet", emoji_bytes[:8], 8)
+    done = run("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
+    assert done.returncode == 1 and "error: None of the first 8 images can be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_no_process_is_silent_about_its_data(emoji_bytes, tmp_path):
+    """Rows 0 to 31 are the lanes of both processes; which of them meets the missing rows is open."""
+    path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:64], 16)
+    arguments = ["--output_dir", tmp_path / "run", "--dataset_name", path.parent, *TINY]
+    arguments += ["--max_steps", 400, "--per_device_train_batch_size", 4, "--logging_steps", 100]
+    process = subprocess.Popen(
+        command(*arguments, processes=2), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "run" / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    write_parquet(path, emoji_bytes[:20], 16)  # the file shrinks under the run
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode != 0 and re.search(r"error( in process 1)?: train.parquet has no row \d+", stderr)
+
+
+def test_the_printed_command_trains_on(finished, data, tmp_path):
+    """On the same data, from these weights."""
+    output_dir, done = finished
+    (line,) = [line for line in done.stdout.splitlines() if "--model_name_or_path" in line]
+    printed = shlex.split(line)
+    assert printed[:2] == ["accelerate", "launch"] and printed[-1] == f"{output_dir}_more"
+    going_on = subprocess.run(
+        [sys.executable, *printed[2:], "--output_dir", str(tmp_path / "more"), "--max_steps", "1"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert going_on.returncode == 0, going_on.stderr
+    assert metrics(tmp_path / "more")[0]["loss"] < 0.8 * metrics(output_dir)[0]["loss"]
+    identity = [json.loads((folder / "run.json").read_text()) for folder in (output_dir, tmp_path / "more")]
+    assert identity[0]["data_fingerprint"] == identity[1]["data_fingerprint"]
+    assert identity[0]["initial_weights"] is None and identity[1]["initial_weights"] is not None
+    (line,) = [line for line in done.stdout.splitlines() if "python -c" in line]
+    load = [sys.executable, *shlex.split(line)[1:]]
+    assert "MAEModel" in subprocess.run(load, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_precision_is_part_of_the_identity(finished, data):
+    done = subprocess.run(
+        command("--output_dir", finished[0], *data),
+        env={**ENVIRONMENT, "ACCELERATE_MIXED_PRECISION": "bf16"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 2 and "mixed_precision was 'no', now 'bf16'" in done.stderr
 
 
 def test_accelerate_launch_with_the_embedded_data(tmp_path):
@@ -251,6 +303,7 @@ def test_accelerate_launch_with_the_embedded_data(tmp_path):
     assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
 
 
+CHECKPOINT = str(ROOT / "tests" / "fixtures" / "checkpoint_pretraining")
 ERRORS = [
     (["--mask_ration", "0.5"], "unknown argument --mask_ration. Did you mean --mask_ratio?"),
     (["--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
@@ -263,13 +316,15 @@ ERRORS = [
     (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: key hidden isn't in the original config"),
     (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: "),
     (["--config_overrides", "num_channels=13"], "Image files have 1 or 3 channels; the model's num_channels is 13."),
+    (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
+    (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "--model_size makes a new model"),
     (["--seed", "-1"], "--seed -1 must be in [0, 2^32)."),
     (["--image_size", "60"], "image_size=60 is not divisible by patch_size=8"),
     (["--lanes", "3000"], "The data has 1716 images, fewer than --lanes 3000"),
     (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
     (["--model_size", "giant"], "size='giant' is not a known model size"),
     (["--model_name_or_path", "./nowhere"], "./nowhere"),
-    (["--model_name_or_path", str(ROOT / "tests/fixtures/checkpoint_pretraining")], "which its weights are made for"),
+    (["--model_name_or_path", CHECKPOINT], "which its weights are made for"),
 ]
 
 
