@@ -4,21 +4,34 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub import Hub
 from PIL import Image
 
 
-# Before the test modules import anything of Hugging Face, which reads these then: no test may reach for the network,
-# or leave code in the user's cache.
-MODULES = tempfile.TemporaryDirectory()
-os.environ.update(HF_HUB_OFFLINE="1", HF_MODULES_CACHE=MODULES.name)
+# Before the test modules import anything of Hugging Face, which reads these variables then: the Hub of the tests is a
+# server on loopback, and nothing comes from or goes to the user's cache.
+FOLDER = tempfile.TemporaryDirectory()
+HUB = Hub(Path(FOLDER.name) / "hub").__enter__()
+for name in [name for name in os.environ if name.startswith(("HF_", "TRANSFORMERS_"))]:
+    del os.environ[name]
+os.environ.update(HUB.variables(Path(FOLDER.name) / "home"))
 
 ROOT = Path(__file__).resolve().parent.parent
 EMOJI = ROOT / "examples" / "data" / "emoji"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    """The Hub that all tests of this process share; faults end with the test."""
+    HUB.requests.clear()
+    yield HUB
+    HUB.faults.clear()
 
 
 @pytest.fixture(scope="session")
