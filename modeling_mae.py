@@ -421,27 +421,34 @@ class MAEPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         As [`PreTrainedModel.from_pretrained`], with two additions: position tables are frozen again where they should
-        be, and `image_size=…` (or a configuration with another `image_size`, which is what `AutoModel` makes of it)
-        loads the checkpoint at its own size and resamples the tables.
+        be, and `image_size=…` or `patch_size=…` (or a configuration with others, which is what `AutoModel` makes of
+        them) load the checkpoint at its own patch grid and resample the tables. Another patch size needs
+        `ignore_mismatched_sizes=True` too, because its projections are newly initialised.
         """
-        own_size = None
-        image_size = kwargs.pop("image_size", getattr(config, "image_size", None))
-        if image_size is not None and pretrained_model_name_or_path is not None:
+        sizes = {name: kwargs.pop(name, getattr(config, name, None)) for name in ("image_size", "patch_size")}
+        own_config, image_size = {}, None
+        if pretrained_model_name_or_path is not None and any(sizes.values()):
             hub_kwargs = {**kwargs, "trust_remote_code": None}  # a configuration would warn about it
             try:
                 own_config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
             except OSError:
-                own_config = {}
-            if own_config:  # else these are weights alone, of the given configuration's size
-                own_size = own_config.get("image_size", MAEConfig.image_size)
-        resize = own_size is not None and to_pair(own_size) != to_pair(image_size)
+                pass  # these are weights alone, of the given configuration's size
+        if own_config:
+            own = {name: own_config.get(name, getattr(MAEConfig, name)) for name in sizes}
+            sizes = {name: size or own[name] for name, size in sizes.items()}
+            image_size = sizes["image_size"]
+            grid = [side // patch for side, patch in zip(to_pair(own["image_size"]), to_pair(own["patch_size"]))]
+            sizes["image_size"] = tuple(count * side for count, side in zip(grid, to_pair(sizes["patch_size"])))
+        sizes = {name: size for name, size in sizes.items() if size}
         if isinstance(config, PreTrainedConfig):  # an MAEConfig of another module, where the code is remote
             config = copy.deepcopy(config)
-            config.image_size = own_size if resize else image_size
+            config.update(sizes)
+        else:
+            kwargs |= sizes
 
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if resize:
+        if image_size is not None:
             model.resize_positions(image_size)
         model._set_positions_trainable()  # transformers hands over every parameter trainable
         return loaded

@@ -45,7 +45,7 @@ def main() -> None:
         source, held_out = open_dataset(
             recipe.dataset_name or str(HERE / "data" / "emoji"), recipe.dataset_config_name, recipe.image_column_name
         )
-    model = build_model(recipe)
+    model, found = build_model(recipe)
     training = PreTraining(model, source, recipe, arguments, accelerator)
     images = load_images(held_out or source, model.config, count=12)  # now, not when training is done
     run = RunDirectory(
@@ -56,6 +56,8 @@ def main() -> None:
         accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
         return
 
+    if found is not None:
+        accelerator.print(found)
     threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "

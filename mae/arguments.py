@@ -18,7 +18,15 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from configuration_mae import MAEConfig
 from mae.errors import UserError
+
+
+# A flag on the command line -> what of a recipe file it takes the place of, beside itself.
+_REPLACED = {
+    "model_name_or_path": ("model_size", "config_overrides", "image_size", "patch_size"),
+    "model_size": ("config_overrides",),
+}
 
 
 @dataclass
@@ -40,7 +48,11 @@ class PreTrainingRecipe:
         default=None, metadata={"help": "Folder of held-out images, for the pictures of --train_dir."}
     )
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Checkpoint to go on from. Default: a model from scratch."}
+        default=None,
+        metadata={
+            "help": "Checkpoint to go on from, of any layout: a directory, a file or a model on the Hub. Default: a "
+            "model from scratch."
+        },
     )
     model_size: str | None = field(
         default=None,
@@ -60,6 +72,10 @@ class PreTrainingRecipe:
     )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=192,num_hidden_layers=6"}
+    )
+    inflate_channels: str | None = field(
+        default=None,
+        metadata={"help": "How a checkpoint gets another num_channels: mean of its channels, or repeat them."},
     )
     base_learning_rate: float = field(
         default=1.5e-4, metadata={"help": "Learning rate of 256 images; multiplied by effective batch / 256."}
@@ -154,8 +170,23 @@ def _nearest(name: str, names: list[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def read_recipe(path: str, names: list[str]) -> list[str]:
-    """The flags that a recipe file stands for."""
+def parse_overrides(overrides: str | None) -> dict[str, Any]:
+    """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
+    if not overrides:
+        return {}
+    config = MAEConfig()
+    try:
+        config.update_from_string(overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"--config_overrides {overrides}: {error} (wanted: fields of the configuration, as in "
+            "hidden_size=192,qkv_bias=false)"
+        ) from None
+    return {name: getattr(config, name) for name in [pair.split("=")[0] for pair in overrides.split(",")]}
+
+
+def read_recipe(path: str, names: list[str]) -> dict[str, Any]:
+    """Flag -> value of a recipe file."""
     try:
         recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -164,13 +195,12 @@ def read_recipe(path: str, names: list[str]) -> list[str]:
         raise UserError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(recipe, dict):
         raise UserError(f"--recipe {path} must hold lines of the form 'flag: value'.")
-    flags = []
     for name, value in recipe.items():
         if name not in names:
             raise UserError(f"--recipe {path}: unknown flag {name}.{_nearest(str(name), names)}")
-        if value is not None:
-            flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-    return flags
+        if isinstance(value, dict):
+            recipe[name] = ",".join(f"{key}={str(item).lower()}" for key, item in value.items())
+    return {name: value for name, value in recipe.items() if value is not None}
 
 
 def parse_arguments(
@@ -199,7 +229,15 @@ def parse_arguments(
     recipe = flags.recipe
     if recipe is None and default_recipe and flags.dataset_name is None and flags.train_dir is None:
         recipe = str(default_recipe)
-    recipe_flags = [] if recipe is None else read_recipe(recipe, names)
+    values = {} if recipe is None else read_recipe(recipe, names)
+    for flag in [flag for flag in _REPLACED if getattr(flags, flag, None) is not None]:
+        values = {name: value for name, value in values.items() if name not in _REPLACED[flag]}
+    overrides = getattr(flags, "config_overrides", None)
+    if overrides is not None and "config_overrides" in values:
+        argv = [*argv, "--config_overrides", f"{values['config_overrides']},{overrides}"]  # the last of a field counts
+    recipe_flags = []
+    for name, value in values.items():
+        recipe_flags += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
     # The recipe's flags stand before the command line's, whose last word counts.
     try:
         namespace = parser.parse_args(recipe_flags + argv)

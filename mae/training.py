@@ -5,7 +5,6 @@ Model and optimizer are prepared by Accelerate, the data never is: the stream al
 each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
-import copy
 import hashlib
 import os
 import sys
@@ -21,10 +20,11 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
-from mae.arguments import PreTrainingRecipe, RunArguments
+from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides
 from mae.checkpointing import RunDirectory
 from mae.data import SampleStream, make_loader, normalize, samples_digest
 from mae.errors import DataError, UserError, first_line
+from mae.loading import Found, load_checkpoint
 from mae.optimization import learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
@@ -57,62 +57,40 @@ def make_accelerator() -> Accelerator:
     return accelerator
 
 
-# What a checkpoint may be given anew; the rest of its configuration is the shape of its weights.
-_FREE_FIELDS = {"image_size", "mask_ratio", "masking", "norm_pix_loss", "image_mean", "image_std"}
-_FREE_FIELDS |= {"drop_path_rate", "attention_probs_dropout_prob"}
-
-
-def parse_overrides(config: MAEConfig, overrides: str) -> dict:
-    """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
-    names = [pair.split("=")[0] for pair in overrides.split(",")]
-    try:
-        config = copy.deepcopy(config)
-        config.update_from_string(overrides)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"--config_overrides {overrides}: {error} (wanted: fields of the configuration, as in "
-            "hidden_size=192,qkv_bias=false)"
-        ) from None
-    return {name: getattr(config, name) for name in names}
-
-
-def build_model(recipe: PreTrainingRecipe) -> MAEForPreTraining:
+def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | None]:
     """
-    The model that a recipe names, from scratch or from a checkpoint. The seed decides its weights.
+    The model that a recipe names, from scratch, or from a checkpoint with what was found in it. The seed decides the
+    weights that are new.
 
     Raises:
         UserError: for an impossible configuration, and for one that does not fit the checkpoint.
     """
     set_seed(recipe.seed)
-    fields = {name: getattr(recipe, name) for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss")}
-    fields = {name: value for name, value in fields.items() if value is not None}
-    for name in ("image_size", "patch_size"):
-        if name in fields:
-            fields[name] = fields[name][0] if len(fields[name]) == 1 else tuple(fields[name])
-    path = recipe.model_name_or_path
-    if path is not None and recipe.model_size is not None:
-        raise UserError("--model_size makes a new model; --model_name_or_path has its own.")
-    size = recipe.model_size or "base"
+    fields = parse_overrides(recipe.config_overrides)
+    for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss"):
+        value = getattr(recipe, name)
+        if isinstance(value, list):
+            value = value[0] if len(value) == 1 else tuple(value)
+        if value is not None:
+            fields[name] = value
     try:
-        config = MAEConfig.from_size(size) if path is None else MAEConfig.from_pretrained(path)
-        own = config.to_dict()
-        if recipe.config_overrides:
-            fields |= parse_overrides(config, recipe.config_overrides)
-        if path is None:
-            return MAEForPreTraining(MAEConfig.from_size(size, **fields))
-        for name, value in fields.items():
-            setattr(config, name, value)
-        for name, value in config.to_dict().items():
-            if value != own[name] and name not in _FREE_FIELDS:
-                raise UserError(
-                    f"--model_name_or_path {path} has {name} {own[name]!r}, which its weights are made for; the flags "
-                    f"or the recipe say {value!r}."
-                )
-        return MAEForPreTraining.from_pretrained(path, config=config)
+        if recipe.model_name_or_path is None:
+            return MAEForPreTraining(MAEConfig.from_size(recipe.model_size or "base", **fields)), None
+        if recipe.model_size is not None:  # must be the checkpoint's
+            size = MAEConfig.from_size(recipe.model_size)
+            names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+            fields = {name: getattr(size, name) for name in names} | fields
     except StrictDataclassError as error:
         raise UserError(str(error.__cause__ or error)) from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise UserError(first_line(error)) from None
+    return load_checkpoint(
+        recipe.model_name_or_path,
+        MAEForPreTraining,
+        dtype=torch.float32,
+        inflate_channels=recipe.inflate_channels,
+        **fields,
+    )
 
 
 def hash_weights(model: MAEForPreTraining) -> str:
@@ -193,7 +171,7 @@ class PreTraining:
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
-        replaced = ("model_name_or_path",)
+        replaced = ("model_name_or_path", "inflate_channels")
         replaced += ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
         replaced += ("model_size", "image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides")
         recipe = {name: value for name, value in asdict(self.recipe).items() if name not in replaced}

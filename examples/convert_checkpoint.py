@@ -1,0 +1,174 @@
+"""
+Converts Masked Autoencoder checkpoints between this model, the official code, timm and transformers' ViTMAE.
+
+    python examples/convert_checkpoint.py --input mae_pretrain_vit_base.pth --output outputs/vit_base
+    python examples/convert_checkpoint.py --input facebook/vit-mae-base --output outputs/vit_base
+    python examples/convert_checkpoint.py --input outputs/run_mae --output outputs/for_timm --to timm
+
+Nothing has to be converted in order to be trained or loaded: `--model_name_or_path` and `mae.loading.load_checkpoint`
+take every layout. Exit code 2 for what cannot be converted, told in one line; the output is then not touched.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData
+from transformers.utils import logging
+
+from mae.arguments import parse_arguments, parse_overrides
+from mae.comparison import compare_forward
+from mae.conversion import LAYOUTS, describe_mapping, spelling_of
+from mae.errors import UserError
+from mae.loading import Found, build, make_plan, our_state, save_checkpoint, summarise
+from mae.weights import PROCESSOR_FILE, read_weights
+from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
+
+
+@dataclass
+class ConversionArguments:
+    input: str = field(metadata={"help": "A file (.pth, .pt, .bin, .safetensors), a directory or a model on the Hub."})
+    output: str = field(metadata={"help": "Directory to write; it must not exist, or be empty."})
+    from_layout: str = field(
+        default="auto", metadata={"aliases": ["--from"], "help": f"auto, or {', '.join(LAYOUTS)}: what the input is."}
+    )
+    to_layout: str = field(default="mae", metadata={"aliases": ["--to"], "help": f"{', '.join(LAYOUTS)}."})
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    config_overrides: str | None = field(
+        default=None,
+        metadata={
+            "help": "Settings that the input does not say, or that are to change: num_attention_heads=3,"
+            "decoder_num_attention_heads=4,norm_pix_loss=true"
+        },
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels, a side or height and width: resamples the positions."}
+    )
+    inflate_channels: str | None = field(
+        default=None,
+        metadata={"help": "How the input gets another num_channels: mean of its channels, or repeat them."},
+    )
+
+    def __post_init__(self) -> None:
+        for name, layout in (("from", self.from_layout), ("to", self.to_layout)):
+            if layout not in LAYOUTS and (name, layout) != ("from", "auto"):
+                raise UserError(f"--{name} {layout} is unknown: choose one of {', '.join(LAYOUTS)}.")
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(ConversionArguments, description=__doc__)
+    logging.disable_progress_bar()
+    output = Path(arguments.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output {output} exists already: name another directory.")
+
+    overrides = parse_overrides(arguments.config_overrides)
+    if arguments.image_size is not None:
+        overrides["image_size"] = arguments.image_size[0] if len(arguments.image_size) == 1 else arguments.image_size
+    layout = None if arguments.from_layout == "auto" else arguments.from_layout
+    weights = read_weights(arguments.input, arguments.model_revision)
+    plan = make_plan(weights, layout=layout, inflate_channels=arguments.inflate_channels, **overrides)
+    model = build(plan)
+    found = plan.found
+    print(found)
+    source, target = spelling_of(weights.tensors, found.layout), LAYOUTS[arguments.to_layout][0]
+    for line in describe_mapping(our_state(model), source, target):
+        print(f"    {line}")
+
+    as_it_is = model
+    if found.changed or found.new:
+        # What changes the function cannot be compared: compare what was read.
+        changing = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id", "pooling")
+        kept = {name: value for name, value in overrides.items() if name not in changing}
+        as_it_is = build(make_plan(weights, layout=found.layout, **kept))
+    check("read", as_it_is, weights.tensors, found.layout)
+
+    unfinished = output.with_name(output.name + ".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        if found.layout == arguments.to_layout == "mae" and weights.processor is not None and not found.changed:
+            (unfinished / PROCESSOR_FILE).write_text(json.dumps(weights.processor, indent=2) + "\n", encoding="utf-8")
+        left_out = save_checkpoint(model, unfinished, arguments.to_layout)
+        if left_out:
+            print(f"  left out, as {arguments.to_layout} has no place for it: {'; '.join(summarise(left_out))}")
+        if arguments.to_layout == "mae":
+            make_card(model, arguments.input, found).save(unfinished / "README.md")
+        written = read_weights(next(unfinished.glob("*.pth"), unfinished))
+        again = build(make_plan(written, layout=arguments.to_layout))
+        check_equal(again, model)
+        check("written", again, written.tensors, arguments.to_layout)
+        if output.exists():
+            output.rmdir()
+        os.replace(unfinished, output)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"{len(written.tensors)} tensors in {arguments.to_layout} layout: {output}")
+
+
+def check(what: str, model: MAEPreTrainedModel, tensors: dict[str, torch.Tensor], layout: str) -> None:
+    """Compares with the implementation that the tensors are for, or with another one that is installed."""
+    try:
+        name, difference, largest = compare_forward(model, tensors, layout)
+    except LookupError as error:
+        print(f"  check of what was {what}: none; {error}")
+        return
+    print(f"  check of what was {what}: outputs up to {largest:.2f} differ from those of {name} by {difference:.1e}")
+    if not difference <= 1e-4 * max(largest, 1):
+        raise UserError(f"What was {what} does not do what {name} does with it (see above): nothing was written.")
+
+
+def check_equal(again: MAEPreTrainedModel, model: MAEPreTrainedModel) -> None:
+    """What is read back must be the model bit for bit."""
+    expected = our_state(model)
+    for name, tensor in our_state(again).items():
+        if not torch.equal(tensor, expected[name]):
+            raise UserError(f"{name} was not written as it is: nothing was kept. This is a defect of the converter.")
+
+
+def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> ModelCard:
+    """The beginning of a model card."""
+    is_classifier = isinstance(model, MAEForImageClassification)
+    on_the_hub = not Path(source).expanduser().exists()
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        tags=["mae", "masked-autoencoder"],
+        base_model=source if on_the_hub else None,
+    )
+    auto_class = "AutoModelForImageClassification" if is_classifier else "AutoModel"
+    report = "\n".join(f"    {line}" for line in str(found).replace(source, Path(source).name).splitlines())
+    return ModelCard(
+        f"""---
+{data.to_yaml()}
+---
+# Masked Autoencoder
+
+Converted from `{source if on_the_hub else Path(source).name}`:
+
+{report}
+
+```python
+from transformers import AutoImageProcessor, {auto_class}
+
+model = {auto_class}.from_pretrained("PATH_OR_NAME", trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")
+```
+
+The licence is that of the original weights.
+"""
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

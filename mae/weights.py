@@ -1,0 +1,281 @@
+"""
+Reading checkpoints of any origin: a file, a directory or a name on the Hub -> tensors and what is written beside them.
+
+Files are not trusted: pickles are read with `weights_only`, no code is run, and whatever is broken ends in a
+[`UserError`] of one line.
+"""
+
+import argparse
+import ast
+import json
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mae.errors import UserError, first_line
+
+
+CONFIG_FILE = "config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
+# The names that transformers and timm give to weights, best first; an index names the parts of a divided file.
+_WEIGHTS_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+# Bases of the Hub's error: OSError, and the HTTPError of the library that carries its requests, which has changed.
+_CONNECTION_ERRORS = HfHubHTTPError.__bases__
+# In a torch file: what holds the weights in the official code's and timm's files.
+_STATE_NAMES = ("model", "state_dict")
+
+
+@dataclass
+class Weights:
+    """
+    Tensors and what is known about them.
+
+    Args:
+        source: The name they were asked for by, with the resolved revision where they come from the Hub.
+        tensors: Name -> tensor, as in the file.
+        folder: The directory that they lie in, if it is a whole one with a configuration.
+        config: `config.json`, if there is one.
+        processor: `preprocessor_config.json`, if there is one.
+        metadata: What the file itself says: safetensors metadata, or `args` and `config` of a torch file.
+    """
+
+    source: str
+    tensors: dict[str, Tensor]
+    folder: Path | None = None
+    config: dict[str, Any] | None = None
+    processor: dict[str, Any] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(name_or_path: str | Path, revision: str | None = None) -> Weights:
+    """
+    The weights of a file (.safetensors, .pth, .pt, .bin), of a directory or of a model on the Hub.
+
+    Raises:
+        UserError: for what does not exist, is broken, or holds anything but finite floating point tensors.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        weights = _read_folder(path)
+    elif path.is_file():
+        weights = _read_file(path)
+    else:
+        weights = _read_hub(str(name_or_path), revision)
+    _check_tensors(weights)
+    return weights
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
+    return content
+
+
+def _read_folder(folder: Path) -> Weights:
+    if not (folder / CONFIG_FILE).is_file():
+        hint = "a model's directory has one"
+        loose = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", *_TORCH_SUFFIXES)]
+        if loose:
+            hint += f"; to read a file by itself, name it: {folder / loose[0]}"
+        raise UserError(f"The directory {folder} has no {CONFIG_FILE} ({hint}).")
+    found = [name for name in _WEIGHTS_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"The directory {folder} has no weights: none of {', '.join(_WEIGHTS_FILES)}.")
+    paths = [folder / found[0]]
+    if found[0].endswith(".index.json"):
+        paths = [folder / name for name in _parts_of(folder / found[0])]
+    return _read_model(str(folder), folder, paths)
+
+
+def _read_model(source: str, folder: Path, paths: list[Path]) -> Weights:
+    """The weights in `paths`, parts of one model, with the JSON files beside them."""
+    weights = Weights(source, {}, folder, _read_json(folder / CONFIG_FILE))
+    if (folder / PROCESSOR_FILE).is_file():
+        weights.processor = _read_json(folder / PROCESSOR_FILE)
+    for path in paths:
+        tensors, metadata = _read_tensors(path)
+        twice = tensors.keys() & weights.tensors.keys()
+        if twice:
+            raise UserError(f"{path} repeats tensors of another part: {listed(sorted(twice))}.")
+        weights.tensors |= tensors
+        weights.metadata |= metadata
+    return weights
+
+
+def _parts_of(index: Path) -> list[str]:
+    """The files that an index names."""
+    parts = _read_json(index).get("weight_map")
+    if not isinstance(parts, dict) or not parts:
+        raise UserError(f"{index} has no weight_map.")
+    names = sorted({str(name) for name in parts.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(f"{index} names {name!r}, which is not a file beside it.")
+    return names
+
+
+def _read_file(path: Path) -> Weights:
+    if path.name in _WEIGHTS_FILES and (path.parent / CONFIG_FILE).is_file():  # named instead of its directory
+        return _read_folder(path.parent)
+    tensors, metadata = _read_tensors(path)
+    return Weights(str(path), tensors, metadata=metadata)
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of one file, and what it says about them."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix in _TORCH_SUFFIXES:
+        return _read_torch(path)
+    raise UserError(f"{path} is not a kind of file that holds weights: .safetensors, {', '.join(_TORCH_SUFFIXES)}.")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = {name: _parse(value) for name, value in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}.") from None
+
+
+def _parse(value: str) -> Any:
+    """Safetensors metadata are strings: "32" -> 32, "True" -> True, "gelu" -> "gelu"."""
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return value
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        # Written by the official code's trainer: its arguments. No other class; a pickle could run anything.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # Mapped, so that the optimizer's state is not read; an old or broken file cannot be.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        unsafe = re.search(r"GLOBAL (\S+)|class (\S+)|function (\S+)", str(error))
+        if unsafe and "torch.load" not in unsafe[0]:
+            name = next(group for group in unsafe.groups() if group)
+            raise UserError(
+                f"{path} is refused: its pickle asks for {name}, which no weights need. Nothing in it was run."
+            ) from None
+        raise UserError(f"{path} is not a torch file, or a broken one. Nothing in it was run.") from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise UserError(f"{path} is not a whole torch file: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
+    metadata = {}
+    arguments, config = content.get("args"), content.get("config")
+    if isinstance(arguments, argparse.Namespace):
+        metadata["args"] = vars(arguments)
+    if isinstance(config, dict):
+        metadata |= config
+    for name in _STATE_NAMES:
+        if isinstance(content.get(name), dict):
+            return dict(content[name]), metadata
+    return content, metadata
+
+
+def _check_tensors(weights: Weights) -> None:
+    """Refuses what is no finite floating point tensor."""
+    if not weights.tensors:
+        raise UserError(f"{weights.source} holds no tensors.")
+    wrong = [str(name) for name, value in weights.tensors.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise UserError(f"{weights.source} holds other things than tensors: {listed(wrong)}.")
+    wrong = [f"{name} ({value.dtype})" for name, value in weights.tensors.items() if not value.is_floating_point()]
+    if wrong:
+        raise UserError(f"{weights.source} holds tensors that are not floating point: {listed(wrong)}.")
+    wrong = [name for name, value in weights.tensors.items() if not value.is_meta and not value.isfinite().all()]
+    if wrong:
+        raise UserError(f"{weights.source} holds NaN or infinity, in {listed(wrong)}.")
+
+
+def listed(names: list[str], most: int = 8) -> str:
+    """Names in a line; of very many the first ones and how many more."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+# Hub
+
+
+def _read_hub(name: str, revision: str | None) -> Weights:
+    here = f"{name} is neither a file nor a directory here"
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".safetensors", *_TORCH_SUFFIXES)):
+        raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).")
+    try:
+        config = Path(hf_hub_download(name, CONFIG_FILE, revision=revision))
+        # The same commit for all files, whatever is pushed in between.
+        sha = config.parent.name
+        weights, found = _download_first(name, _WEIGHTS_FILES, sha)
+        paths = [weights]
+        if found.endswith(".index.json"):
+            paths = [Path(hf_hub_download(name, part, revision=sha)) for part in _parts_of(weights)]
+        try:
+            hf_hub_download(name, PROCESSOR_FILE, revision=sha)
+        except EntryNotFoundError:
+            pass
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise UserError(f"{here}, and the Hub cannot be asked for it: {first_line(error)}") from None
+    except GatedRepoError:
+        raise UserError(
+            f"{name} is a gated model: ask for access on its page, then `hf auth login` with your token."
+        ) from None
+    except RepositoryNotFoundError:
+        raise UserError(
+            f"{here}, and not a model on the Hub that you may see (a private one needs `hf auth login`)."
+        ) from None
+    except RevisionNotFoundError:
+        raise UserError(f"{name} has no revision {revision} on the Hub: give a branch, a tag or a commit.") from None
+    except EntryNotFoundError as error:
+        raise UserError(f"{name} on the Hub has no model that can be loaded: {first_line(error)}") from None
+    except HFValidationError:
+        raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).") from None
+    except _CONNECTION_ERRORS as error:
+        raise UserError(f"{name} cannot be loaded from the Hub now: {first_line(error)}") from None
+    return _read_model(f"{name} at {sha[:12]}", config.parent, paths)
+
+
+def _download_first(name: str, files: tuple[str, ...], sha: str) -> tuple[Path, str]:
+    """The first of the files that the repository has."""
+    offline = None
+    for file in files:
+        try:
+            return Path(hf_hub_download(name, file, revision=sha)), file
+        except LocalEntryNotFoundError as error:
+            offline = error
+        except EntryNotFoundError:
+            pass
+    raise offline or EntryNotFoundError(f"none of {', '.join(files)}")
