@@ -246,13 +246,24 @@ def describe_mapping(names: Iterable[str], source: Layout, target: Layout) -> li
     return [f"{line} ({count})" for line, count in counts.items()]
 
 
+def has_part(names: Iterable[str], part: str) -> bool:
+    """Whether there is any tensor of "decoder", "head" and so on."""
+    return any(name.startswith(f"{part}.") for name in names)
+
+
+def to_size(pair: Iterable[int]) -> int | tuple[int, int]:
+    """(height, width) as a configuration has it: a square is an int."""
+    height, width = pair
+    return height if height == width else (height, width)
+
+
 def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     """The fields of a configuration that tensors, by our names, fix. They may be on the meta device."""
     height, width = state["mae.patch_embed.proj.weight"].shape[2:]
     sizes: dict[str, Any] = {
         "hidden_size": state["mae.patch_embed.proj.weight"].shape[0],
         "num_channels": state["mae.patch_embed.proj.weight"].shape[1],
-        "patch_size": height if height == width else (height, width),
+        "patch_size": to_size((height, width)),
         "num_hidden_layers": count_blocks(state, "mae.blocks"),
         "intermediate_size": state["mae.blocks.0.mlp.fc1.weight"].shape[0],
         "qkv_bias": "mae.blocks.0.attn.qkv.bias" in state,
@@ -262,9 +273,10 @@ def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
         sizes["decoder_num_hidden_layers"] = count_blocks(state, "decoder.blocks")
         sizes["decoder_intermediate_size"] = state["decoder.blocks.0.mlp.fc1.weight"].shape[0]
     else:  # in pre-training there is a norm whatever the pooling
-        sizes["pooling"] = "cls" if "mae.norm.weight" in state else "mean"
-    if "head.weight" in state or "fc_norm.weight" in state:
-        sizes["num_labels"] = state["head.weight"].shape[0] if "head.weight" in state else 0
+        sizes["pooling"] = "cls" if has_part(state, "mae.norm") else "mean"
+    if has_part(state, "head") or has_part(state, "fc_norm"):
+        heads = [state[name].shape[0] for name in ("head.weight", "head.bias") if name in state]
+        sizes["num_labels"] = heads[0] if heads else 0
     return sizes
 
 

@@ -23,12 +23,14 @@ from mae.conversion import (
     LAYOUTS,
     find_grid,
     from_ours,
+    has_part,
     inflate,
     inflate_values,
     names_in,
     read_sizes,
     spelling_of,
     to_ours,
+    to_size,
 )
 from mae.errors import UserError, first_line
 from mae.weights import CONFIG_FILE, Weights, listed, read_weights
@@ -105,14 +107,16 @@ def _stated_fields(weights: Weights, layout: str) -> dict[str, Any]:
 def _timm_fields(config: dict[str, Any]) -> dict[str, Any]:
     """Our fields of a timm configuration."""
     arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or config
-    fields = {"image_size": arguments.get("img_size"), "num_attention_heads": arguments.get("num_heads")}
-    fields["pooling"] = {"avg": "mean", "token": "cls"}.get(config.get("global_pool"))
-    if fields["image_size"] is None and pretrained.get("input_size"):
-        height, width = pretrained["input_size"][1:]
-        fields["image_size"] = height if height == width else (height, width)
-    fields["image_mean"], fields["image_std"] = pretrained.get("mean"), pretrained.get("std")
-    fields = {name: value for name, value in fields.items() if value is not None}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    fields = {
+        "image_size": arguments.get("img_size") or pretrained.get("input_size", [])[1:],
+        "num_attention_heads": arguments.get("num_heads"),
+        "pooling": {"avg": "mean", "token": "cls"}.get(config.get("global_pool")),
+        "image_mean": pretrained.get("mean"),
+        "image_std": pretrained.get("std"),
+    }
+    if fields["image_size"]:
+        fields["image_size"] = to_size(to_pair(fields["image_size"]))
+    return {name: value for name, value in fields.items() if value}
 
 
 # Loading
@@ -273,8 +277,8 @@ def make_plan(
     source = weights.source
     layout = layout or recognise(weights)
     state, unknown = _read_names(weights, layout)
-    has_decoder = any(name.startswith("decoder.") for name in state)
-    has_classifier = "head.weight" in state or "fc_norm.weight" in state
+    has_decoder = has_part(state, "decoder")
+    has_classifier = has_part(state, "head") or has_part(state, "fc_norm")
     if model_class is None:
         model_class = MAEForImageClassification if has_classifier else MAEModel
         model_class = MAEForPreTraining if has_decoder else model_class
@@ -283,6 +287,8 @@ def make_plan(
     # The checkpoint as it is.
     fields = _stated_fields(weights, layout)
     sizes = read_sizes(state)
+    if layout == "vit_mae":
+        fields["pooling"] = "cls"  # it has no other
     # An encoder of ours may be stored with the norm that its pooling does without.
     for name in sizes.keys() & fields.keys() - ({"pooling"} if layout == "mae" else set()):
         if _comparable(fields[name]) != _comparable(sizes[name]):
@@ -321,7 +327,7 @@ def make_plan(
         old, new = (f"{rows} x {columns}" for rows, columns in (own.grid_size, target.grid_size))
         found.changed.append(f"positions resampled from {old} to {new} patches")
     size = tuple(count * side for count, side in zip(own.grid_size, patch_size))
-    config = _make_config(source, {**wanted, "image_size": size[0] if size[0] == size[1] else size})
+    config = _make_config(source, {**wanted, "image_size": to_size(size)})
 
     state = _account(weights, layout, model_class, config, state, unknown, found)
     found.description = _describe(own, has_decoder, has_classifier)
@@ -345,7 +351,7 @@ def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[
     """Tensors by our names, and the unknown ones; a `UserError` where they are not even an encoder."""
     state, unknown = to_ours(weights.tensors, spelling_of(weights.tensors, layout))
     needed = dict(_ENCODER_TENSORS)
-    if any(name.startswith("decoder.") for name in state):
+    if has_part(state, "decoder"):
         needed |= _DECODER_TENSORS
     missing = [name for name in needed if name not in state]
     misshaped = [
@@ -404,11 +410,12 @@ def _complete(source: str, fields: dict, overrides: dict, pos_embed: Tensor, fou
                 f"{source} has positions for {pos_embed.shape[1] - 1} patches, which make no square: give the "
                 "image_size (height, width) it was trained at."
             )
-        height, width = (count * side for count, side in zip(grid, patch_size))
-        fields["image_size"] = height if height == width else (height, width)
+        fields["image_size"] = to_size(count * side for count, side in zip(grid, patch_size))
         if not certain:
             found.assumed.append(f"image_size={fields['image_size']}")
 
+    if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
+        found.assumed.append("pooling=mean, because there is no last norm")
     if has_decoder and "norm_pix_loss" not in {**fields, **overrides}:
         found.assumed.append("norm_pix_loss=False")
     if "image_mean" not in {**fields, **overrides} and fields["num_channels"] == 3:
@@ -433,9 +440,10 @@ def _account(
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit what is wanted.
-    may_be_new = ["decoder.", "head.", "fc_norm."] + ["mae.norm."] * (model_class is MAEForPreTraining)
-    may_be_new = [part for part in may_be_new if not any(name.startswith(part) for name in state)]
-    may_be_new += [part for part in ("mae.patch_embed.proj.", "decoder.pred.") if f"{part}weight" not in state]
+    may_be_new = ["decoder", "head", "fc_norm", "mae.patch_embed.proj", "decoder.pred"]
+    if model_class is MAEForPreTraining:
+        may_be_new.append("mae.norm")
+    may_be_new = [f"{part}." for part in may_be_new if not has_part(state, part)]
     new = [name for name in expected if name not in state and name.startswith(tuple(may_be_new))]
     missing = [name for name in expected if name not in state and name not in new]
     misshaped = [

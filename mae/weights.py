@@ -10,7 +10,6 @@ import ast
 import json
 import pickle
 import re
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -181,8 +180,8 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         # Written by the official code's trainer: its arguments. No other class; a pickle could run anything.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            # Mapped, so that the optimizer's state is not read; an old or broken file cannot be.
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            # Read and not mapped, which would save the optimizer's share but takes the lengths of tensors on trust.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:
         unsafe = re.search(r"GLOBAL (\S+)|class (\S+)|function (\S+)", str(error))
         if unsafe and "torch.load" not in unsafe[0]:

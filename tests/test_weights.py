@@ -1,0 +1,348 @@
+"""Reading checkpoints that nobody vouches for: broken and malicious files, directories, the Hub and its faults."""
+
+import argparse
+import json
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import pytest
+import torch
+from conftest import ROOT
+from hub import READ_TOKEN, Hub
+from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
+from test_conversion import assert_same_state, make_model, make_vit_mae
+from transformers import BertConfig, BertModel
+
+from mae.errors import UserError
+from mae.loading import load_checkpoint
+from mae.weights import read_weights
+
+
+class Malicious:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def torch_file(path, content, **kwargs):
+    torch.save(content, path, **kwargs)
+    return path
+
+
+def state():
+    return make_model("encoder").state_dict()
+
+
+# Files
+
+
+def malicious(folder):
+    return torch_file(folder / "m.pth", {"model": state(), "epoch": Malicious(folder / "executed")})
+
+
+def malicious_arguments(folder):
+    return torch_file(
+        folder / "m.pt", {"model": state(), "args": argparse.Namespace(x=Malicious(folder / "executed"))}
+    )
+
+
+def malicious_plain_pickle(folder):
+    path = folder / "m.bin"
+    path.write_bytes(pickle.dumps(Malicious(folder / "executed")))
+    return path
+
+
+def malicious_old_format(folder):
+    content = {"model": state(), "x": Malicious(folder / "executed")}
+    return torch_file(folder / "m.pth", content, _use_new_zipfile_serialization=False)
+
+
+def other_class(folder):
+    return torch_file(folder / "m.pth", {"model": state(), "args": pathlib.PurePosixPath("/")})
+
+
+def truncated_safetensors(folder):
+    path = folder / "model.safetensors"
+    save_file(state(), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+def header_beyond_the_file(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes((10**12).to_bytes(8, "little") + b"{}")
+    return path
+
+
+def not_safetensors(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(b"hello")
+    return path
+
+
+def truncated_zip(folder):
+    path = torch_file(folder / "m.pth", {"model": state()})
+    path.write_bytes(path.read_bytes()[:-200])
+    return path
+
+
+def zip_with_a_short_tensor(folder):
+    """The archive is whole, but the storage of a tensor is not as long as its pickle says."""
+    path, short = torch_file(folder / "whole.pth", {"model": state()}), folder / "m.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(short, "w") as archive:
+        for entry in whole.infolist():
+            data = whole.read(entry)
+            archive.writestr(entry.filename, data[:4] if entry.filename.endswith("data/5") else data)
+    return short
+
+
+def some_zip(folder):
+    with zipfile.ZipFile(folder / "m.pth", "w") as archive:
+        archive.writestr("hello.txt", "hello")
+    return folder / "m.pth"
+
+
+def empty(folder):
+    (folder / "m.pth").touch()
+    return folder / "m.pth"
+
+
+def html(folder):
+    """What a failed download leaves."""
+    (folder / "m.pth").write_text("<html>404</html>")
+    return folder / "m.pth"
+
+
+def a_list(folder):
+    return torch_file(folder / "m.pth", [torch.zeros(3)])
+
+
+def a_tensor(folder):
+    return torch_file(folder / "m.pth", torch.zeros(3))
+
+
+def no_tensors(folder):
+    return torch_file(folder / "m.pth", {"model": {}})
+
+
+def numbers(folder):
+    return torch_file(folder / "m.pth", {"model": {**state(), "epoch": 3}})
+
+
+def integers(folder):
+    return torch_file(folder / "m.pth", {**state(), "cls_token": torch.zeros(1, 1, 24, dtype=torch.int64)})
+
+
+def with_nan(folder):
+    weights = state()
+    weights["blocks.1.mlp.fc1.bias"][3] = float("nan")
+    weights["norm.weight"][0] = float("inf")
+    return torch_file(folder / "m.pth", {"model": weights})
+
+
+def unknown_suffix(folder):
+    (folder / "m.h5").write_bytes(b"hello")
+    return folder / "m.h5"
+
+
+BROKEN = {
+    malicious: r"is refused: its pickle asks for (_io|builtins|io)\.open, .* Nothing in it was run",
+    malicious_arguments: "is refused: its pickle asks for",
+    malicious_plain_pickle: "Nothing in it was run",
+    malicious_old_format: "is refused: its pickle asks for",
+    other_class: r"is refused: its pickle asks for pathlib.*PurePosixPath",
+    truncated_safetensors: "not a whole safetensors file",
+    header_beyond_the_file: "not a whole safetensors file",
+    not_safetensors: "not a whole safetensors file",
+    truncated_zip: "not a (whole )?torch file",
+    zip_with_a_short_tensor: "not a (whole )?torch file",
+    some_zip: "not a (whole )?torch file",
+    empty: "not a (whole )?torch file",
+    html: "not a (whole )?torch file",
+    a_list: "holds a list, not a dictionary of tensors",
+    a_tensor: "holds a Tensor, not a dictionary",
+    no_tensors: "holds no tensors",
+    numbers: "holds other things than tensors: epoch",
+    integers: r"not floating point: cls_token \(torch.int64\)",
+    with_nan: "holds NaN or infinity, in (norm.weight, blocks.1.mlp.fc1.bias|blocks.1.mlp.fc1.bias, norm.weight)",
+    unknown_suffix: "not a kind of file that holds weights",
+}
+
+
+@pytest.mark.parametrize("make", BROKEN, ids=lambda make: make.__name__)
+def test_broken_files(make, tmp_path):
+    path = make(tmp_path)
+    with pytest.raises(UserError, match=BROKEN[make]) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_the_malicious_file_would_work(tmp_path):
+    """Else the tests above could not fail."""
+    torch.load(malicious(tmp_path), weights_only=False)
+    assert (tmp_path / "executed").exists()
+
+
+def test_old_and_other_files_load(tmp_path):
+    """Torch's format before 1.6, a state alone, and under the name that timm's trainer gives it."""
+    model = make_model("encoder")
+    for index, content in enumerate([model.state_dict(), {"state_dict": model.state_dict(), "arch": "vit"}]):
+        for new_format in (True, False):
+            path = tmp_path / f"{index}{new_format}.pt"
+            torch_file(path, content, _use_new_zipfile_serialization=new_format)
+            assert_same_state(load_checkpoint(path, num_attention_heads=2)[0], model)
+
+
+# Directories
+
+
+def test_directories(tmp_path):
+    model = make_model("encoder")
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    parts = sorted(tmp_path.glob("*.safetensors"))
+    assert len(parts) > 1
+    assert_same_state(load_checkpoint(tmp_path)[0], model)
+
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    parts[0].rename(tmp_path / "away")
+    with pytest.raises(UserError, match=f"{parts[0].name} does not exist"):
+        load_checkpoint(tmp_path)
+    for name in ("../outside.safetensors", "/etc/passwd"):
+        index.write_text(json.dumps({"weight_map": {**content["weight_map"], "norm.bias": name}}))
+        with pytest.raises(UserError, match="which is not a file beside it"):
+            load_checkpoint(tmp_path)
+    index.write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
+        load_checkpoint(tmp_path)
+    index.unlink()
+    with pytest.raises(UserError, match="has no weights: none of model.safetensors"):
+        load_checkpoint(tmp_path)
+    for text in ("{", "[]", "\x00"):
+        (tmp_path / "config.json").write_text(text)
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
+        with pytest.raises(UserError, match="config.json (cannot be read|must hold a JSON object)"):
+            load_checkpoint(tmp_path)
+
+
+def test_directory_without_a_configuration(tmp_path):
+    with pytest.raises(UserError, match="has no config.json"):
+        load_checkpoint(tmp_path)
+    save_file(state(), tmp_path / "weights.safetensors")
+    with pytest.raises(UserError, match=r"to read a file by itself, name it: .*weights.safetensors"):
+        load_checkpoint(tmp_path)
+
+
+def test_another_model(tmp_path):
+    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
+    BertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="is a model of type bert, not a Masked Autoencoder"):
+        load_checkpoint(tmp_path)
+
+
+# Hub
+
+
+@pytest.fixture(scope="module")
+def on_the_hub(tmp_path_factory):
+    """A ViTMAE as on the Hub, in several forms; the folder that it was uploaded from."""
+    folder = tmp_path_factory.mktemp("vit_mae")
+    make_vit_mae().save_pretrained(folder / "whole")
+    make_vit_mae().save_pretrained(folder / "parts", max_shard_size="20KB")
+    (folder / "torch").mkdir()
+    torch.save(load_file(folder / "whole" / "model.safetensors"), folder / "torch" / "pytorch_model.bin")
+    (folder / "torch" / "config.json").write_text((folder / "whole" / "config.json").read_text())
+    (folder / "nothing").mkdir()
+    (folder / "nothing" / "config.json").write_text("{}")
+    api = HfApi()
+    for name in ("whole", "parts", "torch", "nothing"):
+        api.create_repo(f"me/{name}", private=name == "parts")
+        api.upload_folder(folder_path=folder / name, repo_id=f"me/{name}")
+    api.create_tag("me/whole", tag="v1")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="me/whole")
+    return folder
+
+
+@pytest.mark.parametrize("name, revision", [("whole", "v1"), ("parts", None), ("torch", None)])
+def test_models_on_the_hub(name, revision, on_the_hub):
+    model, found = load_checkpoint(f"me/{name}", revision=revision)
+    assert_same_state(model, load_checkpoint(on_the_hub / "whole")[0])
+    assert found.source.startswith(f"me/{name} at ") and found.layout == "vit_mae"
+
+
+def test_our_models_on_the_hub(hub: Hub):
+    model = make_model("pretraining")
+    model.push_to_hub("me/ours")
+    hub.requests.clear()
+    loaded, found = load_checkpoint("me/ours", image_size=48)
+    assert found.layout == "mae" and loaded.config.image_size == 48
+    assert_same_state(loaded, type(model).from_pretrained("me/ours", image_size=48))
+    # Everything of one commit, whatever is pushed in between.
+    files = [request.path for request in hub.requests if "/resolve/" in request.path]
+    assert {path.split("/resolve/")[1].split("/")[0] for path in files} <= {"main", HfApi().model_info("me/ours").sha}
+
+
+def test_what_the_hub_does_not_give(on_the_hub, hub: Hub, monkeypatch, tmp_path):
+    for name, revision, message in [
+        ("me/missing", None, "me/missing is neither a file nor a directory here, and not a model on the Hub"),
+        ("outputs/typo/model.pth", None, "neither a file nor a directory here, and cannot be a model on the Hub"),
+        ("model.pth", None, "cannot be a model on the Hub"),
+        ("a b", None, "cannot be a model on the Hub"),
+        ("me/whole", "v2", "has no revision v2 on the Hub"),
+        ("me/nothing", None, "has no model that can be loaded: none of model.safetensors"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            read_weights(name, revision)
+        assert "\n" not in str(error.value)
+
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    assert read_weights("me/parts")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="not a model on the Hub that you may see"):
+        read_weights("me/parts")
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_faults_of_the_hub(status, hub: Hub, tmp_path, monkeypatch):
+    make_vit_mae().save_pretrained(tmp_path / "model")
+    api = HfApi()
+    api.create_repo(f"me/faults{status}")
+    api.upload_folder(folder_path=tmp_path / "model", repo_id=f"me/faults{status}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.fault("GET", r"/cdn/", status=status, times=99)
+    with pytest.raises(UserError, match=f"cannot be loaded from the Hub now: .*{status}") as error:
+        load_checkpoint(f"me/faults{status}")
+    assert "\n" not in str(error.value)
+    hub.faults.clear()
+    load_checkpoint(f"me/faults{status}")
+
+
+def test_offline_once_cached(on_the_hub, hub: Hub, tmp_path):
+    code = "import sys; from mae.loading import load_checkpoint; print(load_checkpoint(sys.argv[1])[1])"
+
+    def load(name, **extra):
+        command = [sys.executable, "-c", code, name]
+        environment = hub.environment(tmp_path, PYTHONPATH=str(ROOT), **extra)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+
+    assert "vit_mae layout" in load("me/torch").stdout
+    assert "vit_mae layout" in load("me/torch", HF_HUB_OFFLINE="1").stdout
+    done = load("me/parts", HF_HUB_OFFLINE="1")
+    assert "and the Hub cannot be asked for it" in done.stderr.splitlines()[-1]
+
+
+def test_the_users_home_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_model("encoder").save_pretrained(tmp_path / "model")
+    assert load_checkpoint(os.path.join("~", "model"))[1].layout == "mae"
