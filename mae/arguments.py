@@ -234,6 +234,7 @@ def parse_arguments(
         values = {name: value for name, value in values.items() if name not in _REPLACED[flag]}
     overrides = getattr(flags, "config_overrides", None)
     if overrides is not None and "config_overrides" in values:
+        parse_overrides(overrides)  # an error here is not the recipe's
         argv = [*argv, "--config_overrides", f"{values['config_overrides']},{overrides}"]  # the last of a field counts
     recipe_flags = []
     for name, value in values.items():

@@ -10,6 +10,7 @@ import ast
 import json
 import pickle
 import re
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ def _parse(value: str) -> Any:
 def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     try:
         # Written by the official code's trainer: its arguments. No other class; a pickle could run anything.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the pickle's protocol
             # Read and not mapped, which would save the optimizer's share but takes the lengths of tensors on trust.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
     except pickle.UnpicklingError as error:

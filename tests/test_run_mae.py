@@ -18,6 +18,8 @@ from conftest import ROOT, write_parquet
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
+from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.training import build_model
 from modeling_mae import MAEForPreTraining
 
 
@@ -220,6 +222,44 @@ def test_folder_and_recipe_and_going_on(image_folder, finished, tmp_path):
     assert MAEForPreTraining.from_pretrained(tmp_path / "more").config.image_size == 40
 
 
+def test_flags_and_the_recipe(tmp_path):
+    """A flag wins over the recipe, field by field; a model named by a flag takes the place of the recipe's."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model_size: small\nimage_size: 64\npatch_size: 8\nnorm_pix_loss: true\n"
+        "config_overrides:\n  num_hidden_layers: 2\n  qkv_bias: false\n  hidden_act: relu\n"
+    )
+
+    def parse(*argv):
+        argv = ["--recipe", str(recipe), *argv]
+        return parse_arguments(PreTrainingRecipe, RunArguments, description="", argv=argv)[0]
+
+    config = build_model(parse())[0].config
+    assert (config.hidden_size, config.num_hidden_layers, config.qkv_bias, config.hidden_act) == (
+        384,
+        2,
+        False,
+        "relu",
+    )
+    config = build_model(parse("--config_overrides", "num_hidden_layers=1,hidden_act=gelu"))[0].config
+    assert (config.hidden_size, config.num_hidden_layers, config.qkv_bias, config.hidden_act) == (
+        384,
+        1,
+        False,
+        "gelu",
+    )
+    other = parse("--model_size", "tiny")
+    assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == ("tiny", None, [64], [8])
+    other = parse("--model_name_or_path", CHECKPOINT)
+    assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == (None, None, None, None)
+    assert other.norm_pix_loss
+    # The name of a field's own flag wins over config_overrides.
+    config = build_model(parse("--config_overrides", "mask_ratio=0.5,num_hidden_layers=1", "--mask_ratio", "0.6"))[
+        0
+    ].config
+    assert config.mask_ratio == 0.6
+
+
 def test_unreadable_images(emoji_bytes, tmp_path):
     images = [b"no image" if row % 10 == 3 else data for row, data in enumerate(emoji_bytes[:80])]
     bad = write_parquet(tmp_path / "bad.parquet", images, 16)
@@ -317,14 +357,15 @@ ERRORS = [
     (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: "),
     (["--config_overrides", "num_channels=13"], "Image files have 1 or 3 channels; the model's num_channels is 13."),
     (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
-    (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "--model_size makes a new model"),
+    (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "which its weights are made for, not 192."),
     (["--seed", "-1"], "--seed -1 must be in [0, 2^32)."),
     (["--image_size", "60"], "image_size=60 is not divisible by patch_size=8"),
     (["--lanes", "3000"], "The data has 1716 images, fewer than --lanes 3000"),
     (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
     (["--model_size", "giant"], "size='giant' is not a known model size"),
     (["--model_name_or_path", "./nowhere"], "./nowhere"),
-    (["--model_name_or_path", CHECKPOINT], "which its weights are made for"),
+    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_attention_heads=4"], "num_attention_heads=2, wh"),
+    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_channels=1"], "say with inflate_channels how"),
 ]
 
 

@@ -328,18 +328,22 @@ def test_faults_of_the_hub(status, hub: Hub, tmp_path, monkeypatch):
     load_checkpoint(f"me/faults{status}")
 
 
-def test_offline_once_cached(on_the_hub, hub: Hub, tmp_path):
-    code = "import sys; from mae.loading import load_checkpoint; print(load_checkpoint(sys.argv[1])[1])"
+def test_offline_once_cached(on_the_hub):
+    load_checkpoint("me/torch")
+    code = """
+from mae.errors import UserError
+from mae.loading import load_checkpoint
 
-    def load(name, **extra):
-        command = [sys.executable, "-c", code, name]
-        environment = hub.environment(tmp_path, PYTHONPATH=str(ROOT), **extra)
-        return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-
-    assert "vit_mae layout" in load("me/torch").stdout
-    assert "vit_mae layout" in load("me/torch", HF_HUB_OFFLINE="1").stdout
-    done = load("me/parts", HF_HUB_OFFLINE="1")
-    assert "and the Hub cannot be asked for it" in done.stderr.splitlines()[-1]
+print(load_checkpoint("me/torch")[1])
+try:
+    load_checkpoint("me/never")
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert "me/torch at " in done.stdout and "vit_mae layout" in done.stdout, done.stderr
+    assert "me/never is neither a file nor a directory here, and the Hub cannot be asked for it" in done.stdout
 
 
 def test_the_users_home_is_understood(tmp_path, monkeypatch):

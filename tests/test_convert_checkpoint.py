@@ -1,0 +1,251 @@
+"""examples/convert_checkpoint.py as a user runs it; run_mae.py on checkpoints of other codes."""
+
+import contextlib
+import io
+import json
+import re
+import runpy
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
+from test_conversion import assert_same_state, close, inputs, make_model, make_vit_mae, official
+from test_run_mae import run as run_mae
+from test_weights import malicious
+from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForPreTraining
+
+from mae.arguments import PreTrainingRecipe
+from mae.conversion import VIT_MAE_SAVED_BY_5
+from mae.errors import UserError
+from mae.loading import load_checkpoint, save_checkpoint
+from mae.training import build_model
+from modeling_mae import MAEForPreTraining, MAEModel
+
+
+SCRIPT = ROOT / "examples" / "convert_checkpoint.py"
+HEADS = "num_attention_heads=3,decoder_num_attention_heads=4"
+
+
+def convert(*arguments):
+    """The script in this process, as `python examples/convert_checkpoint.py` would end."""
+    argv, (output, errors) = sys.argv, (io.StringIO(), io.StringIO())
+    sys.argv = [str(SCRIPT), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
+
+
+def differences(stdout):
+    """What the checks printed: the largest differences of what was read and of what was written."""
+    return [float(number) for number in re.findall(r"check of what was \w+: .* by (\S+)$", stdout, re.MULTILINE)]
+
+
+def test_official_file_to_a_directory(tmp_path):
+    """The trainer's file with its Namespace; the directory is whole, and what the Auto classes make of it is right."""
+    path, tensors, _ = official(tmp_path, "official_pretrain_norm_pixels", ".pth")
+    output = tmp_path / "deep" / "ours"
+    command = [sys.executable, SCRIPT, "--input", path, "--output", output, "--config_overrides", HEADS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "official layout, 62 tensors, encoder and decoder: 2 blocks, 48 wide, 3 heads" in done.stdout
+    assert "decoder_blocks.*.attn.qkv -> decoder.blocks.*.attn.qkv (4)" in done.stdout
+    counts = [int(count) for count in re.findall(r"-> .* \((\d+)\)$", done.stdout, re.MULTILINE)]
+    assert sum(counts) == 62
+    read, written = differences(done.stdout)
+    assert read <= 1e-5 and written <= 1e-5
+    assert sorted(file.name for file in output.iterdir()) == [
+        "README.md",
+        "config.json",
+        "configuration_mae.py",
+        "model.safetensors",
+        "modeling_mae.py",
+        "preprocessor_config.json",
+    ]
+    model = AutoModelForPreTraining.from_pretrained(output)
+    assert model.config.norm_pix_loss  # by the Namespace
+    with torch.no_grad():
+        close(model(tensors["pixel_values"], noise=tensors["noise"]).logits, tensors["pred"])
+    card = ModelCard.load(output / "README.md")
+    card.validate()
+    assert card.data.library_name == "transformers"
+    assert AutoImageProcessor.from_pretrained(output).crop_size == {"height": 32, "width": 32}
+    assert not list(output.parent.glob("*.unfinished"))
+
+
+@pytest.mark.parametrize("layout", ["official", "timm", "vit_mae"])
+def test_there_and_back(layout, tmp_path):
+    make_model("pretraining").save_pretrained(tmp_path / "ours")
+    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "theirs" / ("checkpoint.pth" if layout == "official" else "")
+    back = convert("--input", path, "--output", tmp_path / "back", "--from", layout)
+    assert back.returncode == 0, back.stderr
+    expected = MAEForPreTraining.from_pretrained(tmp_path / "ours")
+    if layout == "timm":
+        assert "left out, as timm has no place for it: decoder (44 tensors)" in done.stdout
+        assert "decoder.mask_token -> (left out) (1)" in done.stdout
+        expected = expected.mae
+    assert_same_state(load_checkpoint(tmp_path / "back")[0], expected)
+    for process in (done, back):
+        assert len(differences(process.stdout)) == 2 and max(differences(process.stdout)) <= 1e-5
+
+
+def test_from_the_hub(tmp_path):
+    make_vit_mae().save_pretrained(tmp_path / "theirs")
+    HfApi().create_repo("me/to-convert")
+    HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="me/to-convert")
+    done = convert("--input", "me/to-convert", "--output", tmp_path / "ours")
+    assert done.returncode == 0, done.stderr
+    assert "me/to-convert at " in done.stdout and "vit.layernorm -> mae.norm (2)" in done.stdout
+    assert ModelCard.load(tmp_path / "ours" / "README.md").data.base_model == "me/to-convert"
+    images, noise = inputs()
+    ours, theirs = (
+        cls.from_pretrained(path)
+        for cls, path in ((MAEForPreTraining, tmp_path / "ours"), (ViTMAEForPreTraining, "me/to-convert"))
+    )
+    with torch.no_grad():
+        close(ours(images, noise=noise).logits, theirs(images, noise=noise).logits)
+
+
+def test_changes(tmp_path):
+    """Another image size, channels and labels, all told; the check is of what was read."""
+    model = make_model("classification_mean")
+    model.save_pretrained(tmp_path / "ours")
+    done = convert(
+        *("--input", tmp_path / "ours", "--output", tmp_path / "other", "--image_size", 48, 16),
+        *("--config_overrides", "num_channels=1,num_labels=7", "--inflate_channels", "mean"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "3 channels inflated to 1 (mean); positions resampled from 4 x 4 to 6 x 2 patches" in done.stdout
+    assert "newly initialised: head (2 tensors)" in done.stdout
+    other, _ = load_checkpoint(tmp_path / "other")
+    assert (other.config.image_size, other.config.num_channels, other.config.num_labels) == ((48, 16), 1, 7)
+    expected, _ = load_checkpoint(
+        tmp_path / "ours", image_size=(48, 16), num_channels=1, num_labels=7, inflate_channels="mean"
+    )
+    with torch.no_grad():
+        expected.head.weight.copy_(other.head.weight)
+    assert_same_state(other, expected)
+
+
+def test_the_users_processor_is_kept(tmp_path):
+    make_model("encoder").save_pretrained(tmp_path / "ours")
+    processor = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text()) | {"resample": 0}
+    (tmp_path / "ours" / "preprocessor_config.json").write_text(json.dumps(processor))
+    assert convert("--input", tmp_path / "ours", "--output", tmp_path / "again").returncode == 0
+    assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == processor
+
+
+def test_without_timm(tmp_path, monkeypatch):
+    """What cannot be checked is told; an encoder can be, by transformers."""
+    monkeypatch.setitem(sys.modules, "timm", None)
+    for kind, message in [
+        ("classification_mean", "check of what was read: none; timm, which has this model, is not installed"),
+        ("encoder", "differ from those of transformers' ViTMAE by"),
+    ]:
+        make_model(kind).save_pretrained(tmp_path / kind)
+        done = convert("--input", tmp_path / kind, "--output", tmp_path / f"{kind}_2")
+        assert done.returncode == 0 and message in done.stdout, done.stderr
+
+
+def error_of(*arguments):
+    done = convert(*arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_errors_leave_nothing(tmp_path):
+    evil = malicious(tmp_path)
+    make_model("classification_mean").save_pretrained(tmp_path / "ours")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    ours, output = tmp_path / "ours", tmp_path / "output"
+    for arguments, message in [
+        (("--input", evil, "--output", output), "is refused: its pickle asks for"),
+        (("--input", ours, "--output", output, "--to", "vit_mae"), "ViTMAE has no classifier"),
+        (("--input", ours, "--output", output, "--to", "onnx"), "--to onnx is unknown: choose one of mae, official"),
+        (("--input", ours, "--output", tmp_path / "taken"), "taken exists already: name another directory"),
+        (("--input", ours, "--output", output, "--config_overrides", "hidden_size=48"), "has hidden_size=24"),
+        (("--input", ours, "--output", output, "--from", "vit_mae"), "vit_mae layout"),
+    ]:
+        assert message in error_of(*arguments)
+        assert sorted(tmp_path.rglob("*")) == before
+    assert "--input" in error_of("--output", output)
+
+
+def test_a_wrong_conversion_is_noticed(tmp_path, monkeypatch):
+    """Two tensors that changed places: transformers reads the file by itself, and does something else."""
+    make_vit_mae().save_pretrained(tmp_path / "theirs")
+    block = VIT_MAE_SAVED_BY_5.block
+    monkeypatch.setitem(block, "norm1", "layernorm_after")
+    monkeypatch.setitem(block, "norm2", "layernorm_before")
+    message = "does not do what transformers' ViTMAE does"
+    assert message in error_of("--input", tmp_path / "theirs", "--output", tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
+# Continued pre-training
+
+
+GOING_ON = ["--per_device_train_batch_size", 8, "--max_steps", 3, "--warmup_epochs", 0, "--logging_steps", 1]
+
+
+def test_pre_training_goes_on_from_other_codes(tmp_path, image_folder):
+    """The same images and masks through the same weights give the same losses, whatever layout they come in."""
+    make_model("pretraining", norm_pix_loss=True, image_mean=None, image_std=None).save_pretrained(tmp_path / "mae")
+    save_checkpoint(MAEForPreTraining.from_pretrained(tmp_path / "mae"), tmp_path / "vit_mae", "vit_mae")
+    losses = []
+    for layout in ("mae", "vit_mae"):
+        output = tmp_path / f"run_{layout}"
+        arguments = ["--model_name_or_path", tmp_path / layout, "--train_dir", image_folder, "--output_dir", output]
+        done = run_mae(*arguments, *GOING_ON)
+        assert done.returncode == 0, done.stderr
+        assert f"{layout} layout, " in done.stdout
+        losses.append([json.loads(line)["loss"] for line in (output / "metrics.jsonl").read_text().splitlines()])
+    assert losses[0] == losses[1]
+
+
+def test_pre_training_from_an_encoder_on_the_hub(tmp_path, image_folder):
+    """Half precision, a fresh decoder which is told, another image size; positions stay frozen."""
+    encoder = make_model("encoder", image_mean=None, image_std=None).bfloat16()
+    encoder.push_to_hub("me/encoder")
+    decoder = "decoder_hidden_size=8,decoder_num_hidden_layers=1,decoder_num_attention_heads=2"
+    done = run_mae(
+        *("--model_name_or_path", "me/encoder", "--train_dir", image_folder, "--output_dir", tmp_path / "run"),
+        *("--config_overrides", decoder, "--image_size", 48, *GOING_ON),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "newly initialised: decoder (20 tensors)" in done.stdout and "resampled from 4 x 4 to 6 x 6" in done.stdout
+    model = MAEForPreTraining.from_pretrained(tmp_path / "run")
+    assert model.dtype == torch.float32 and model.config.image_size == 48
+    expected = MAEModel.from_pretrained("me/encoder", dtype=torch.float32, image_size=48)
+    assert torch.equal(model.mae.pos_embed, expected.pos_embed)
+    assert not torch.equal(model.mae.blocks[0].attn.qkv.weight, expected.blocks[0].attn.qkv.weight)
+
+
+def test_what_the_file_does_not_say_is_asked_for(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    save_file(load_file(official(tmp_path, "official_classify_cls")[0]), path)
+    recipe = PreTrainingRecipe(model_name_or_path=str(path))
+    with pytest.raises(UserError, match="give num_attention_heads"):
+        build_model(recipe)
+    recipe = replace(recipe, config_overrides="num_attention_heads=3,decoder_num_hidden_layers=1", patch_size=[4])
+    model, found = build_model(recipe)
+    assert model.config.patch_size == 4 and model.config.decoder_num_hidden_layers == 1
+    assert "mae.patch_embed (2 tensors)" in str(found)
+    again, _ = build_model(recipe)
+    assert_same_state(again, model)
