@@ -18,12 +18,13 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from mae.arguments import parse_arguments, parse_overrides
 from mae.comparison import compare_forward
 from mae.conversion import LAYOUTS, describe_mapping, spelling_of
-from mae.errors import UserError
+from mae.errors import UserError, first_line
 from mae.loading import Found, build, make_plan, our_state, save_checkpoint, summarise
 from mae.weights import PROCESSOR_FILE, read_weights
 from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
@@ -105,8 +106,9 @@ def main() -> None:
         if output.exists():
             output.rmdir()
         os.replace(unfinished, output)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be written: {error.strerror or error}.") from None
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"--output {output} cannot be written: {reason}.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{len(written.tensors)} tensors in {arguments.to_layout} layout: {output}")

@@ -49,13 +49,11 @@ TORCH_FILE = "checkpoint.pth"
 def recognise(weights: Weights) -> str:
     """The name of the layout that most of the tensors' names belong to. A `UserError` where none do."""
     if weights.config is not None:
-        stated = weights.config.get("model_type")
-        if stated in LAYOUTS:
-            return stated
-        if stated is None and "architecture" in weights.config:
-            return "timm"
-        if stated is not None:
-            raise UserError(f"{weights.source} is a model of type {stated}, not a Masked Autoencoder.")
+        model_type = config_type(weights.config)
+        if model_type in LAYOUTS:
+            return model_type
+        if model_type is not None:
+            raise UserError(f"{weights.source} is a model of type {model_type}, not a Masked Autoencoder.")
     known = {
         name: len(weights.tensors) - min(len(to_ours(weights.tensors, spelling)[1]) for spelling in spellings)
         for name, spellings in LAYOUTS.items()
@@ -70,29 +68,38 @@ def recognise(weights: Weights) -> str:
     return "official" if known["official"] == best else next(name for name in LAYOUTS if known[name] == best)
 
 
-def _stated_fields(weights: Weights, layout: str) -> dict[str, Any]:
+def config_type(config: dict[str, Any] | None) -> str | None:
+    """Whose a `config.json` is: "mae", "vit_mae", "timm", or another model's type."""
+    config = config or {}
+    return "timm" if "architecture" in config and "model_type" not in config else config.get("model_type")
+
+
+def _stated_fields(weights: Weights) -> dict[str, Any]:
     """What the file, or the configuration beside it, says of the fields of ours."""
     fields: dict[str, Any] = {}
-    config = weights.config
+    config, model_type = weights.config, config_type(weights.config)
+    names = list(MAEConfig.__annotations__)
     try:
-        if config is not None and layout == "timm":
-            fields = _timm_fields(config)
-        elif config is not None:
-            parsed = (MAEConfig if layout == "mae" else ViTMAEConfig).from_dict(config)
-            names = list(MAEConfig.__annotations__)
-            if layout == "mae":
-                names += ["num_labels", "id2label", "label2id", "problem_type"]
+        if model_type == "mae":
+            parsed = MAEConfig.from_dict(config)
+            names += ["num_labels", "id2label", "label2id", "problem_type"]
+            fields = {name: getattr(parsed, name) for name in names}
+        elif model_type == "vit_mae":
+            parsed = ViTMAEConfig.from_dict(config)
             fields = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
+        elif model_type == "timm":
+            fields = _timm_fields(config)
     except StrictDataclassError as error:
         raise UserError(f"{weights.source}: {CONFIG_FILE}: {error.__cause__ or error}") from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{weights.source}: {CONFIG_FILE} cannot be understood: {first_line(error)}") from None
 
-    # Both processors say what the images were normalised by; ours writes it into the configuration too.
+    # The processor says what the images were normalised by; our configuration says it too.
     processor = weights.processor or {}
-    for name in ("image_mean", "image_std"):
-        if layout != "mae" and isinstance(processor.get(name), list):
-            fields[name] = processor[name]
+    for name, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
+        if model_type != "mae" and isinstance(processor.get(name), list):
+            not_used = processor.get("do_normalize") is False
+            fields[name] = [neutral] * len(processor[name]) if not_used else processor[name]
 
     metadata = weights.metadata
     arguments = metadata.get("args")  # of the official trainer
@@ -251,7 +258,11 @@ def build(plan: Plan, dtype: torch.dtype | None = None) -> MAEPreTrainedModel:
     state = plan.state
     if dtype is None:
         dtypes = {tensor.dtype for tensor in state.values()}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        dtype = torch.float32
+        if len(dtypes) == 1:
+            (dtype,) = dtypes
+        else:
+            plan.found.changed.append(f"{' and '.join(sorted(map(str, dtypes)))} made torch.float32")
     if plan.model_class is MAEModel:
         state = {name.removeprefix("mae."): tensor for name, tensor in state.items()}
     # What is newly initialised is in our report; transformers would print a table of it.
@@ -285,7 +296,7 @@ def make_plan(
     found = Found(source, layout, len(weights.tensors))
 
     # The checkpoint as it is.
-    fields = _stated_fields(weights, layout)
+    fields = _stated_fields(weights)
     sizes = read_sizes(state)
     if layout == "vit_mae":
         fields["pooling"] = "cls"  # it has no other

@@ -57,7 +57,6 @@ class Weights:
     Args:
         source: The name they were asked for by, with the resolved revision where they come from the Hub.
         tensors: Name -> tensor, as in the file.
-        folder: The directory that they lie in, if it is a whole one with a configuration.
         config: `config.json`, if there is one.
         processor: `preprocessor_config.json`, if there is one.
         metadata: What the file itself says: safetensors metadata, or `args` and `config` of a torch file.
@@ -65,7 +64,6 @@ class Weights:
 
     source: str
     tensors: dict[str, Tensor]
-    folder: Path | None = None
     config: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -117,7 +115,7 @@ def _read_folder(folder: Path) -> Weights:
 
 def _read_model(source: str, folder: Path, paths: list[Path]) -> Weights:
     """The weights in `paths`, parts of one model, with the JSON files beside them."""
-    weights = Weights(source, {}, folder, _read_json(folder / CONFIG_FILE))
+    weights = Weights(source, {}, _read_json(folder / CONFIG_FILE))
     if (folder / PROCESSOR_FILE).is_file():
         weights.processor = _read_json(folder / PROCESSOR_FILE)
     for path in paths:

@@ -272,6 +272,19 @@ def test_settings_of_vit_mae(tmp_path):
     assert (config.image_mean, config.image_std) == ([0.5, 0.5, 0.5], [0.2, 0.3, 0.4])
     assert "hidden_dropout_prob" in str(found)
     assert load_checkpoint(tmp_path, layer_norm_eps=1e-6)[0].config.layer_norm_eps == 1e-6
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor | {"do_normalize": False}))
+    config = load_checkpoint(tmp_path)[0].config
+    assert (config.image_mean, config.image_std) == ([0.0] * 3, [1.0] * 3)
+
+
+def test_several_types(tmp_path):
+    model = make_model("encoder").half()
+    tensors = model.state_dict()
+    tensors["norm.bias"] = tensors["norm.bias"].float()
+    torch.save(tensors, tmp_path / "mixed.pth")
+    loaded, found = load_checkpoint(tmp_path / "mixed.pth", num_attention_heads=2)
+    assert loaded.dtype == torch.float32 and "torch.float16 and torch.float32 made torch.float32" in str(found)
+    assert_same_state(loaded, model.float())
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretraining"])
