@@ -143,7 +143,8 @@ class Hub:
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
+        self.url = f"http://127.0.0.1:{self._servers[0].server_address[1]}"
+        self.cdn_url = f"http://localhost:{self._servers[1].server_address[1]}"  # another host, to some clients
 
     def __enter__(self) -> "Hub":
         for server in self._servers:
@@ -162,7 +163,7 @@ class Hub:
             "HF_HOME": str(home),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
+            "NO_PROXY": "127.0.0.1,localhost",
         }
         return variables | ({"HF_TOKEN": token} if token else {})
 

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
-from transformers import ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
+from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from configuration_mae import MAEConfig
 from mae.conversion import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, from_ours, to_ours
@@ -448,8 +448,12 @@ def test_another_patch_size(tmp_path):
     assert other.config.image_size == 32 and other.mae.patch_embed.proj.weight.shape == (24, 3, 4, 4)
     state, old = other.state_dict(), model.state_dict()
     assert all(torch.equal(state[name], old[name]) for name in state if name not in new and "pos_embed" not in name)
-    expected = MAEForPreTraining.from_pretrained(tmp_path, patch_size=4, ignore_mismatched_sizes=True)
-    assert torch.equal(expected.mae.pos_embed, other.mae.pos_embed)
+    for cls in (MAEForPreTraining, AutoModelForPreTraining):
+        expected = cls.from_pretrained(tmp_path, patch_size=4, ignore_mismatched_sizes=True)
+        assert torch.equal(expected.mae.pos_embed, other.mae.pos_embed)
+        assert torch.equal(expected.decoder.pos_embed, other.decoder.pos_embed)
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            cls.from_pretrained(tmp_path, patch_size=4)
     assert other(torch.randn(1, 3, 32, 32)).logits.shape == (1, 64, 48)
 
 

@@ -77,7 +77,6 @@ def test_official_file_to_a_directory(tmp_path):
     with torch.no_grad():
         close(model(tensors["pixel_values"], noise=tensors["noise"]).logits, tensors["pred"])
     card = ModelCard.load(output / "README.md")
-    card.validate()
     assert card.data.library_name == "transformers"
     assert AutoImageProcessor.from_pretrained(output).crop_size == {"height": 32, "width": 32}
     assert not list(output.parent.glob("*.unfinished"))

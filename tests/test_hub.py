@@ -1,6 +1,7 @@
 """The Hub of the tests, by the real clients: what it must do for the other tests to mean something."""
 
 import datasets
+import huggingface_hub
 import pytest
 from conftest import write_parquet
 from hub import OTHER_TOKEN, READ_TOKEN, Hub
@@ -57,6 +58,7 @@ def test_rights(api, tmp_path):
     assert api.whoami()["name"] == "me"
 
 
+@pytest.mark.skipif(huggingface_hub.__version__ < "2", reason="before 2.0 cards are always sent to the real Hub")
 def test_cards_are_checked():
     ModelCard("---\nlicense: mit\n---\n# Hello").validate()
     with pytest.raises(ValueError, match="license"):
