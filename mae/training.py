@@ -153,6 +153,11 @@ class PreTraining:
                 )
         self.num_epochs = self.num_steps / self.steps_per_epoch
         self.learning_rate = recipe.base_learning_rate * self.batch_size / 256
+        if recipe.warmup_epochs and recipe.warmup_epochs >= self.num_epochs:
+            accelerator.print(
+                f"Note: --warmup_epochs {recipe.warmup_epochs:g} is no shorter than the run of {self.num_epochs:.3g} "
+                "epochs: the learning rate only rises, and does not reach its peak."
+            )
         self._make_loader(first_step=0)  # for its checks, before anything is written
 
     def _make_loader(self, first_step: int) -> DataLoader:
@@ -174,6 +179,8 @@ class PreTraining:
         replaced = ("model_name_or_path", "inflate_channels")
         replaced += ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
         replaced += ("model_size", "image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides")
+        if self.recipe.max_steps > 0:
+            replaced += ("num_train_epochs",)
         recipe = {name: value for name, value in asdict(self.recipe).items() if name not in replaced}
         config = {name: getattr(self.model.config, name) for name in MAEConfig.__annotations__}
         return {
@@ -207,6 +214,8 @@ class PreTraining:
 
         state = run.load(self.model, optimizer)
         first_step = state["step"] if state else 0
+        if state:
+            accelerator.print(f"Going on after step {first_step}.")
         run.cut_metrics(first_step)
         batches = iter(self._make_loader(first_step))
         bar = tqdm(

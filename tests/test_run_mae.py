@@ -55,7 +55,11 @@ def train(output_dir, *arguments, processes=1):
 
 
 def metrics(output_dir):
-    return [json.loads(line) for line in (Path(output_dir) / "metrics.jsonl").read_text().splitlines()]
+    return metrics_of((Path(output_dir) / "metrics.jsonl").read_text().splitlines())
+
+
+def metrics_of(lines):
+    return [json.loads(line) for line in lines]
 
 
 def tree(folder):
@@ -163,7 +167,13 @@ def test_killed_run_goes_on_exactly(data, tmp_path, processes):
     with open(log, "a") as file:
         file.write('{"step": 51, "lo')  # torn by the kill
 
-    ours = train(output_dir, *arguments, processes=processes)
+    before = metrics_of(log.read_text().splitlines()[:-1])
+    done = run("--output_dir", output_dir, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr
+    ours = metrics(output_dir)
+    # It went on, and did not start anew: what was logged up to the checkpoint, timings too, is still there.
+    step = int(re.search(r"Going on after step (\d+)", done.stdout)[1])
+    assert step >= 40 and ours[:step] == before[:step]
 
     def exact(lines):
         return [(line["step"], line["loss"], line["learning_rate"], line["samples_digest"]) for line in lines]
