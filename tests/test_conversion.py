@@ -638,3 +638,12 @@ def test_reading_again_gives_the_same(tmp_path):
         make_model(kind).save_pretrained(tmp_path / kind)
         assert_same_state(load_checkpoint(tmp_path / kind)[0], cls.from_pretrained(tmp_path / kind))
         assert read_weights(tmp_path / kind / "model.safetensors").config is not None
+
+
+def test_encoder_without_a_last_norm():
+    """Ours with mean pooling, which is told; a ViTMAE always has one, so that it has lost it."""
+    model = make_model("encoder", pooling="mean")
+    plan = make_plan(Weights("it", model.state_dict()), num_attention_heads=2)
+    assert plan.config.pooling == "mean" and any("pooling=mean" in line for line in plan.found.assumed)
+    with pytest.raises(UserError, match="missing .by our names.: mae.norm.weight, mae.norm.bias"):
+        make_plan(Weights("it", from_ours(our_state(model), VIT_MAE)), num_attention_heads=2)
