@@ -299,7 +299,7 @@ def make_plan(
     fields = _stated_fields(weights)
     sizes = read_sizes(state)
     if layout == "vit_mae":
-        fields["pooling"] = "cls"  # it has no other
+        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
     # An encoder of ours may be stored with the norm that its pooling does without.
     for name in sizes.keys() & fields.keys() - ({"pooling"} if layout == "mae" else set()):
         if _comparable(fields[name]) != _comparable(sizes[name]):
