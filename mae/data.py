@@ -6,7 +6,6 @@ From a source to batches: the stream is the sampler, decoding is a pure function
 The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
 """
 
-import io
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -15,23 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
+from mae.decoding import EncodedImage, decode_image
 from mae.errors import DataError, UserError, first_line
 from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
 from mae.sources import Source
 from modeling_mae import mask_from_noise, num_visible_patches
 
-
-try:
-    # The same pixels as Pillow's in two thirds of the time, but deprecated since torchvision 0.29.
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:
-    decode_jpeg = None
 
 DIGEST_SIZE = 16
 
@@ -75,29 +68,6 @@ class Batch:
 # Decoding
 
 
-def decode_image(image: bytes | str, num_channels: int = 3) -> torch.Tensor:
-    """
-    An image file as uint8 of shape (C, H, W), C = 1 (grey) or 3 (RGB), EXIF orientation applied, alpha on white.
-
-    Raises:
-        Exception: of many kinds, for what is not a readable image.
-    """
-    if isinstance(image, str):
-        with open(image, "rb") as file:
-            image = file.read()
-    if image[:2] == b"\xff\xd8" and decode_jpeg is not None:
-        mode = ImageReadMode.GRAY if num_channels == 1 else ImageReadMode.RGB
-        data = torch.frombuffer(bytearray(image), dtype=torch.uint8)
-        return decode_jpeg(data, mode=mode, apply_exif_orientation=True)
-    with Image.open(io.BytesIO(image)) as file:
-        picture = ImageOps.exif_transpose(file)
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = picture.convert("L" if num_channels == 1 else "RGB")
-    return TF.pil_to_tensor(picture)
-
-
 class Decode(Dataset):
     """
     A sample as training sees it: decoded, cropped and flipped (Section 4.2: random resized crops of 20 to 100 % of
@@ -105,34 +75,32 @@ class Decode(Dataset):
     """
 
     def __init__(self, config: MAEConfig):
-        if config.num_channels not in (1, 3):
-            raise UserError(f"Image files have 1 or 3 channels; the model's num_channels is {config.num_channels}.")
         # Plain attributes: looking one up in a configuration takes a hundred times as long.
         self.num_channels = config.num_channels
         self.num_patches = config.num_patches
         self.masking = (config.grid_size, num_visible_patches(config.num_patches, config.mask_ratio), config.masking)
-        self.crop = v2.RandomResizedCrop(to_pair(config.image_size), scale=(0.2, 1.0))
+        self.size = list(to_pair(config.image_size))
+        self.crop = v2.RandomResizedCrop(self.size, scale=(0.2, 1.0))
 
     def __getitem__(self, sample: Sample) -> dict:
         try:
-            image = decode_image(sample.image, self.num_channels)
+            image = EncodedImage(sample.image, self.num_channels)
+            # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of
+            # torch.manual_seed.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(sample.seed)
+                box = self.crop.make_params([torch.empty(0, image.height, image.width)])
+                flip = bool(torch.rand(()) < 0.5)
+                noise = torch.rand(self.num_patches)
+            pixels = image.decode_crop(**box, size=self.size)
         except Exception as error:  # whatever is wrong with an image, its position is consumed
             reason = f"{type(error).__name__}: {first_line(error)}"
             return {"sample": sample, "skipped": reason, "digest": self.digest(sample, "skipped")}
-        # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of torch.manual_seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(sample.seed)
-            box = self.crop.make_params([image])
-            flip = bool(torch.rand(()) < 0.5)
-            noise = torch.rand(self.num_patches)
-        image = TF.resized_crop(
-            image, **box, size=self.crop.size, interpolation=InterpolationMode.BICUBIC, antialias=True
-        )
         if flip:
-            image = TF.horizontal_flip(image)
+            pixels = TF.horizontal_flip(pixels)
         _, mask, _ = mask_from_noise(noise[None], *self.masking)
         digest = self.digest(sample, tuple(sorted(box.items())), flip, np.packbits(mask.bool().numpy()).tobytes())
-        return {"sample": sample, "pixel_values": image, "noise": noise, "digest": digest}
+        return {"sample": sample, "pixel_values": pixels, "noise": noise, "digest": digest}
 
     @staticmethod
     def digest(sample: Sample, *what: object) -> bytes:

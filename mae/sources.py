@@ -25,6 +25,8 @@ from mae.order import hash_key
 
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# Of images with other numbers of channels than 1 and 3.
+ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
 
 
 class Source(Protocol):
@@ -43,17 +45,19 @@ class Source(Protocol):
 class ImageFolderSource:
     """All image files below a folder, at any depth, in any case of the extension. Links are not followed."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, num_channels: int = 3):
+        extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
         self.folder = folder
         files = []
         for directory, subdirectories, names in os.walk(folder):
             subdirectories.sort()
             for name in sorted(names):
                 path = os.path.join(directory, name)
-                if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS and not os.path.islink(path):
+                if os.path.splitext(name)[1].lower() in extensions and not os.path.islink(path):
                     files.append((Path(path).relative_to(folder).as_posix(), os.path.getsize(path)))
         if not files:
-            raise UserError(f"{folder} holds no image files ({', '.join(sorted(IMAGE_EXTENSIONS))}).")
+            kind = "image files" if num_channels in (1, 3) else f"files of images with {num_channels} channels"
+            raise UserError(f"{folder} holds no {kind} ({', '.join(sorted(extensions))}).")
         self.names = [name for name, _ in files]
         self.group_sizes = [1] * len(files)
         self.fingerprint = hash_key("folder", tuple(files)).hex()
@@ -142,12 +146,12 @@ def find_image_column(dataset: IterableDataset, image_column_name: str | None) -
     return columns[0]
 
 
-def open_folder(folder: str, flag: str) -> ImageFolderSource:
+def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFolderSource:
     """The images below a folder; `flag` is named in the error."""
     if not os.path.isdir(folder):
         raise UserError(f"{flag} {folder}: there is no such folder.")
     try:
-        return ImageFolderSource(folder)
+        return ImageFolderSource(folder, num_channels)
     except UserError as error:
         raise UserError(f"{flag} {error}") from None
 

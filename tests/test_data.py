@@ -3,8 +3,11 @@
 import io
 import os
 import random
+import re
+import struct
 import threading
 import time
+import zlib
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,21 +15,24 @@ import pytest
 import torch
 from conftest import EMOJI, write_parquet
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
 from mae.data import (
+    Collate,
     Decode,
     Sample,
     SampleStream,
     WindowReader,
-    decode_image,
     denormalize,
     load_images,
     make_loader,
     normalize,
     samples_digest,
 )
+from mae.decoding import EncodedImage, decode_image
 from mae.errors import DataError, UserError
 from mae.order import SampleOrder
 from mae.sources import open_dataset, open_folder
@@ -191,12 +197,164 @@ def test_decode_grey_palette_alpha_orientation_animation():
     assert first[:, 0, 0].tolist() == [0, 0, 255]
 
 
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """A PNG of (H, W) or (H, W, 3) uint16, which Pillow cannot write in colour."""
+    height, width = values.shape[:2]
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def test_decode_16_bits():
+    """Scaled to 8 bits, not cut off at 255; colour loses its lower bytes."""
+    values = np.linspace(0, 65535, 40 * 24).astype(np.uint16).reshape(24, 40)
+    expected = torch.from_numpy(np.round(values / 257).astype(np.uint8))
+    for data in (
+        png_of_16_bits(values),
+        encode(Image.fromarray(values), "PNG"),
+        encode(Image.fromarray(values), "TIFF"),
+    ):
+        assert torch.equal(decode_image(data, num_channels=1)[0], expected)
+        assert torch.equal(decode_image(data)[2], expected)
+    colour = decode_image(png_of_16_bits(np.stack([values, values[::-1], values // 2], axis=2)))
+    assert (colour[0].int() - expected.int()).abs().max() <= 1 and colour[2].max() in (127, 128)
+    for mode in ("I", "F"):
+        with pytest.raises(ValueError, match=f"TIFF with pixels of mode {mode}, whose range is not known"):
+            decode_image(encode(Image.new(mode, (8, 8)), "TIFF"))
+
+
+def test_decode_odd_images():
+    smallest = decode_image(encode(Image.new("RGB", (1, 1), "red"), "PNG"))
+    assert smallest[:, 0, 0].tolist() == [255, 0, 0]
+    for options in ({"progressive": True}, {"subsampling": 0}, {"subsampling": 2}):
+        data = encode(picture(), "JPEG", quality=98, **options)
+        expected = torch.from_numpy(np.array(Image.open(io.BytesIO(data)))).permute(2, 0, 1)
+        assert (decode_image(data).int() - expected.int()).abs().max() <= 1
+    bits = decode_image(encode(picture("1"), "PNG"))
+    assert set(bits.unique().tolist()) == {0, 255}
+    transparent_grey = Image.new("LA", (4, 4), (0, 0))
+    assert (decode_image(encode(transparent_grey, "PNG")) == 255).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    assert decode_image(encode(palette, "PNG", transparency=1))[:, 0, 0].tolist() == [255, 255, 255]
+    assert decode_image(encode(palette, "GIF"))[:, 0, 0].tolist() == [0, 255, 0]
+
+
+def test_images_that_cannot_be_decoded(emoji_bytes):
+    whole = encode(picture(size=(200, 100)), "JPEG")
+    bomb = bytearray(encode(picture(), "PNG"))
+    bomb[16:24] = struct.pack(">II", 20_000, 20_000)
+    for data, message in [
+        (b"", "cannot identify"),
+        (whole[: len(whole) // 2], "truncated|[Cc]orrupt|premature|[Ee]nd of"),
+        (emoji_bytes[0][: len(emoji_bytes[0]) // 2], "truncated|broken"),
+        (bytes(bomb), "exceeds limit"),
+        (b"<html></html>", "cannot identify"),
+    ]:
+        example = Decode(CONFIG)[sample(data)]
+        assert "pixel_values" not in example
+        assert re.search(message, example["skipped"]), example["skipped"]
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_jpegs_are_decoded_at_a_fraction(orientation, monkeypatch):
+    """What comes out is what a full decoding gives, but for smoothing; a crop too small for it is decoded in full."""
+    generator = np.random.default_rng(0)
+    smooth = Image.fromarray(generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)).resize((4000, 3000))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(smooth, "JPEG", quality=95, exif=exif)
+    image = EncodedImage(data)
+    assert (image.height, image.width) == ((3000, 4000) if orientation == 1 else (4000, 3000))
+    boxes = {(0, 0, 3000, 3000): 4, (100, 200, 1000, 1000): 2, (100, 200, 800, 800): 1}
+    size, drafts = [224, 224], []
+    draft = JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *arguments: drafts.append(1) or draft(*arguments))
+    for (top, left, height, width), reduction in boxes.items():
+        full = TF.resized_crop(
+            decode_image(data), top, left, height, width, size, interpolation=InterpolationMode.BICUBIC, antialias=True
+        )
+        ours = EncodedImage(data).decode_crop(top, left, height, width, size)
+        assert ours.shape == full.shape
+        difference = (ours.int() - full.int()).abs().float().mean()
+        assert difference < (1.0 if reduction > 1 else 0.01), (reduction, difference)
+        assert bool(drafts) == (reduction > 1)
+        drafts.clear()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 13])
+def test_arrays(channels):
+    """npy files of 8 and 16 bits and of floats, with the channels first or last."""
+    generator = np.random.default_rng(0)
+    eight = generator.integers(0, 256, (24, 40, channels), dtype=np.uint8)
+    for array in (eight, np.moveaxis(eight, 2, 0), eight.astype(np.uint16) * 257, (eight / 255).astype(np.float32)):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        image = decode_image(buffer.getvalue(), channels)
+        assert image.shape == (channels, 24, 40)
+        torch.testing.assert_close(image.float(), torch.from_numpy(eight).permute(2, 0, 1).float())
+        assert image.dtype == (torch.uint8 if array.dtype == np.uint8 else torch.float32)
+    config = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3, num_channels=channels)
+    example = Decode(config)[sample(buffer.getvalue())]
+    assert example["pixel_values"].shape == (channels, 32, 32)
+    assert example["pixel_values"].min() >= 0 and example["pixel_values"].max() <= 255
+
+
+def test_arrays_that_are_no_images():
+    def npy(array):
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=True)
+        return buffer.getvalue()
+
+    for array, message in [
+        (np.zeros((6, 6, 5), np.uint8), r"an array of shape \(6, 6, 5\) is no image of 4 channels"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "is no image of 4 channels"),
+        (np.zeros((0, 4, 4), np.uint8), "is no image"),
+        (np.zeros((8, 8, 4), np.int64), "pixels of type int64; wanted are uint8, uint16, or floats"),
+        (np.full((8, 8, 4), 2.0), r"must be in \[0, 1\]"),
+        (np.full((8, 8, 4), np.nan), r"must be in \[0, 1\]"),
+        (np.array([{}]), "Object arrays cannot be loaded"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            decode_image(npy(array), num_channels=4)
+    with pytest.raises(ValueError, match="PNG files have 1 or 3 channels, not 4"):
+        decode_image(encode(picture(), "PNG"), num_channels=4)
+    with pytest.raises(ValueError):
+        decode_image(npy(np.zeros((8, 8, 4), np.uint8))[:-10], num_channels=4)
+
+
+def test_tiff_of_many_channels():
+    tifffile = pytest.importorskip("tifffile")
+    array = np.random.default_rng(0).integers(0, 65536, (24, 40, 5), dtype=np.uint16)
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array)
+    image = decode_image(buffer.getvalue(), num_channels=5)
+    torch.testing.assert_close(image, torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / 257)
+
+
+def test_batches_of_several_types():
+    """8 bits and more in one batch."""
+    config = MAEConfig(image_size=8, patch_size=4, hidden_size=24, num_attention_heads=3, num_channels=2)
+    examples = []
+    for array in (np.full((8, 8, 2), 128, np.uint8), np.full((8, 8, 2), 0.5, np.float32)):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        examples.append(Decode(config)[sample(buffer.getvalue())])
+    batch = Collate(config)(examples)
+    torch.testing.assert_close(batch.pixel_values.float()[:, 0, 0, 0], torch.tensor([128.0, 127.5]))
+
+
 def test_jpeg_without_torchvisions_decoder(monkeypatch):
     turned = Image.Exif()
     turned[0x0112] = 6
     data = [encode(picture(), "JPEG", exif=turned), encode(picture("L"), "JPEG"), encode(picture("CMYK"), "JPEG")]
     expected = [decode_image(jpeg) for jpeg in data]
-    monkeypatch.setattr("mae.data.decode_jpeg", None)
+    monkeypatch.setattr("mae.decoding.decode_jpeg", None)
     for jpeg, image in zip(data[:2], expected):
         assert torch.equal(decode_image(jpeg), image)
     assert (decode_image(data[2]).int() - expected[2].int()).abs().max() <= 1  # rounding of the inks
@@ -269,11 +427,6 @@ def test_load_images(parquet_folder):
     assert len(load_images(held_out, CONFIG, count=100)) == 12
     wide = MAEConfig(image_size=(16, 48), patch_size=8)
     assert load_images(held_out, wide, count=2).shape == (2, 3, 16, 48)
-
-
-def test_more_channels_are_refused():
-    with pytest.raises(UserError, match="num_channels is 4"):
-        Decode(MAEConfig(num_channels=4))
 
 
 # The stream

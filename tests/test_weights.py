@@ -215,6 +215,11 @@ def test_directories(tmp_path):
 
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
+    (tmp_path / "again.safetensors").write_bytes(parts[0].read_bytes())
+    index.write_text(json.dumps({"weight_map": {**content["weight_map"], "more": "again.safetensors"}}))
+    with pytest.raises(UserError, match="repeats tensors of another part"):
+        load_checkpoint(tmp_path)
+    index.write_text(json.dumps(content))
     parts[0].rename(tmp_path / "away")
     with pytest.raises(UserError, match=f"{parts[0].name} does not exist"):
         load_checkpoint(tmp_path)

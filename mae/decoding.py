@@ -1,0 +1,147 @@
+"""
+One image file, or array file, to a tensor.
+
+JPEG by torchvision, very large ones by Pillow at a fraction of their size; other image files by Pillow; `.npy` by
+numpy and, for channels that no image file has, TIFF by tifffile.
+"""
+
+import io
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as TF
+
+
+try:
+    # The same pixels as Pillow's in two thirds of the time, but deprecated since torchvision 0.29.
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:
+    decode_jpeg = None
+
+# JPEGs from here on are decoded at a fraction of their size where the crop allows it.
+LARGE_JPEG_PIXELS = 12_000_000
+_NPY = b"\x93NUMPY"
+_TIFF = (b"II*\0", b"MM\0*")
+_JPEG = b"\xff\xd8"
+
+
+class EncodedImage:
+    """
+    An image of which only the header is read.
+
+    Args:
+        data: The bytes of the file, or its path.
+        num_channels: What it is to be decoded to: 1 (grey), 3 (RGB), or any other number for arrays.
+
+    Raises:
+        Exception: of many kinds, for what is no image, and for one beyond Pillow's limit (decompression bombs).
+    """
+
+    def __init__(self, data: bytes | str, num_channels: int = 3):
+        if isinstance(data, str):
+            with open(data, "rb") as file:
+                data = file.read()
+        self.data = data
+        self.num_channels = num_channels
+        self.array: np.ndarray | None = None
+        self.picture: Image.Image | None = None
+        if data.startswith(_NPY) or (num_channels not in (1, 3) and data.startswith(_TIFF)):
+            self.array = _read_array(data, num_channels)
+            self.height, self.width = self.array.shape[:2]
+        else:
+            self.picture = Image.open(io.BytesIO(data))  # has a limit of its own, about 179 megapixels
+            self.width, self.height = self.picture.size
+            if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
+                self.height, self.width = self.picture.size
+            if num_channels not in (1, 3):
+                raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
+
+    def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
+        """
+        A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
+
+        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, as its decoder can, where the crop then still has
+        twice the pixels of `size` along each side.
+        """
+        reduction = 1
+        if self.picture is not None and self.picture.format == "JPEG":
+            if self.height * self.width >= LARGE_JPEG_PIXELS:
+                allowed = min(height // (2 * size[0]), width // (2 * size[1]))
+                reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
+        bottom, right = (top + height) // reduction, (left + width) // reduction
+        top, left = top // reduction, left // reduction
+        pixels = self.decode(reduction)[:, top:bottom, left:right]
+        pixels = TF.resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
+
+    def decode(self, reduction: int = 1) -> Tensor:
+        """
+        The image as `(C, H, W)`, in the values of 8 bits: uint8, or float32 where the file has more of them and more
+        than three channels. EXIF orientation applied, alpha on white, the first frame of several.
+
+        With a reduction, H and W are divided by it and rounded up.
+        """
+        if self.array is not None:
+            return _array_to_tensor(self.array)
+        if self.data.startswith(_JPEG) and decode_jpeg is not None and reduction == 1:
+            mode = ImageReadMode.GRAY if self.num_channels == 1 else ImageReadMode.RGB
+            data = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
+            return decode_jpeg(data, mode=mode, apply_exif_orientation=True)
+        picture = self.picture
+        if reduction > 1:
+            picture.draft(picture.mode, (picture.width // reduction, picture.height // reduction))
+        picture = ImageOps.exif_transpose(picture)
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        picture = _to_8_bits(picture, self.picture.format)
+        return TF.pil_to_tensor(picture.convert("L" if self.num_channels == 1 else "RGB"))
+
+
+def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
+    """A whole image, see [`EncodedImage`]."""
+    return EncodedImage(data, num_channels).decode()
+
+
+def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
+    """Pillow's own conversion would cut 16 bits off at 255."""
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and format in ("PNG", "PPM")):
+        return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError(f"{format} with pixels of mode {picture.mode}, whose range is not known")
+    return picture
+
+
+def _read_array(data: bytes, num_channels: int) -> np.ndarray:
+    """An array file as (H, W, C)."""
+    if data.startswith(_NPY):
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    else:
+        try:
+            import tifffile
+        except ImportError:
+            raise ValueError("TIFF with more than 3 channels needs the package tifffile") from None
+        array = tifffile.imread(io.BytesIO(data))
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim == 3 and array.shape[2] != num_channels and array.shape[0] == num_channels:
+        array = np.moveaxis(array, 0, 2)
+    if array.ndim != 3 or array.shape[2] != num_channels or not array.size:
+        raise ValueError(f"an array of shape {array.shape} is no image of {num_channels} channels")
+    return array
+
+
+def _array_to_tensor(array: np.ndarray) -> Tensor:
+    """(H, W, C) of uint8, uint16 or floats in [0, 1] -> (C, H, W) in the values of 8 bits."""
+    if array.dtype == np.uint16:
+        array = array.astype(np.float32) / 257
+    elif array.dtype.kind == "f":
+        array = array.astype(np.float32) * 255
+        if not (array.min() >= 0 and array.max() <= 255):
+            raise ValueError("floating point pixels must be in [0, 1]")
+    elif array.dtype != np.uint8:
+        raise ValueError(f"pixels of type {array.dtype}; wanted are uint8, uint16, or floats in [0, 1]")
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0)))
