@@ -84,14 +84,7 @@ class Decode(Dataset):
 
     def __getitem__(self, sample: Sample) -> dict:
         try:
-            image = EncodedImage(sample.image, self.num_channels)
-            # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of
-            # torch.manual_seed.
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(sample.seed)
-                box = self.crop.make_params([torch.empty(0, image.height, image.width)])
-                flip = bool(torch.rand(()) < 0.5)
-                noise = torch.rand(self.num_patches)
+            image, box, flip, noise = self.draw(sample)
             pixels = image.decode_crop(**box, size=self.size)
         except Exception as error:  # whatever is wrong with an image, its position is consumed
             reason = f"{type(error).__name__}: {first_line(error)}"
@@ -101,6 +94,17 @@ class Decode(Dataset):
         _, mask, _ = mask_from_noise(noise[None], *self.masking)
         digest = self.digest(sample, tuple(sorted(box.items())), flip, np.packbits(mask.bool().numpy()).tobytes())
         return {"sample": sample, "pixel_values": pixels, "noise": noise, "digest": digest}
+
+    def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, torch.Tensor]:
+        """All that is random of a sample: the crop's box, whether it is flipped, and the noise."""
+        image = EncodedImage(sample.image, self.num_channels)
+        # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of torch.manual_seed.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(sample.seed)
+            box = self.crop.make_params([torch.empty(0, image.height, image.width)])
+            flip = bool(torch.rand(()) < 0.5)
+            noise = torch.rand(self.num_patches)
+        return image, box, flip, noise
 
     @staticmethod
     def digest(sample: Sample, *what: object) -> bytes:

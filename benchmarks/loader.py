@@ -1,0 +1,136 @@
+"""
+Decoding and augmentation of photographs against the official code's transform, on one core.
+
+    python -m benchmarks.loader --images DIR [--rounds 5] [--limit 200] [--json]
+
+Official: Pillow, RandomResizedCrop(0.2, 1) bicubic, flip, ToTensor, Normalize, as in its main_pretrain.py. Ours: what
+the trainer's workers do, `mae.data.Decode`, seeding, mask and digest included; normalisation is the device's. The
+rows alternate in one process; images per second are medians over the rounds, the ratio is the median of the rounds'
+own. `--json` prints one line of JSON instead of the table.
+"""
+
+import argparse
+import io
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from configuration_mae import MAEConfig
+from mae.data import Decode, Sample, SampleStream, make_loader
+from mae.decoding import decode_image
+from mae.order import SampleOrder
+from mae.sources import open_folder
+
+
+CONFIG = MAEConfig()
+OFFICIAL = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
+        transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(CONFIG.image_mean, CONFIG.image_std),
+    ]
+)
+
+
+class OfficialDataset(Dataset):
+    """torchvision's ImageFolder, on files that are named one by one."""
+
+    def __init__(self, paths: list[str]):
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        with open(self.paths[index], "rb") as file:
+            return OFFICIAL(Image.open(file).convert("RGB"))
+
+
+def pixel_difference(files: list[bytes]) -> float:
+    """Mean difference of 8-bit pixels between ours and Pillow's crop of the same box, as the official code resizes."""
+    decode, total = Decode(CONFIG), 0.0
+    for number, data in enumerate(files):
+        sample = Sample(0, number, ("", number), number, data)
+        picture = Image.open(io.BytesIO(data)).convert("RGB")
+        _, box, flip, _ = decode.draw(sample)
+        area = (box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"])
+        theirs = transforms.functional.pil_to_tensor(picture.crop(area).resize((224, 224), Image.Resampling.BICUBIC))
+        theirs = theirs.flip(2) if flip else theirs
+        total += (decode[sample]["pixel_values"].int() - theirs.int()).abs().float().mean().item()
+    return total / len(files)
+
+
+def consume(loader: DataLoader) -> None:
+    for _ in loader:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", required=True, help="folder of photographs")
+    parser.add_argument("--limit", type=int, default=200, help="how many of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="one line of JSON")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+
+    source = open_folder(arguments.images, "--images")
+    paths = [next(iter(source.read(group, 0))) for group in range(len(source.group_sizes))][: arguments.limit]
+    source.names, source.group_sizes = source.names[: len(paths)], source.group_sizes[: len(paths)]
+    files = [Path(path).read_bytes() for path in paths]
+    decode = Decode(CONFIG)
+    samples = [Sample(0, number, ("", number), number, data) for number, data in enumerate(files)]
+    order = SampleOrder(source.group_sizes, seed=0, lanes=1)
+
+    rows: dict[str, Callable[[], None]] = {
+        "official": lambda: [OFFICIAL(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
+        "ours": lambda: [decode[sample] for sample in samples],
+        "official_decode": lambda: [Image.open(io.BytesIO(data)).convert("RGB") for data in files],
+        "ours_decode": lambda: [decode_image(data) for data in files],
+        "official_loader": lambda: consume(DataLoader(OfficialDataset(paths), batch_size=20)),
+        "ours_loader": lambda: consume(
+            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), CONFIG)
+        ),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in rows}
+    for number in range(arguments.rounds + 1):
+        for name, row in rows.items():
+            started = time.perf_counter()
+            row()
+            if number:  # the first round warms up
+                seconds[name].append(time.perf_counter() - started)
+
+    results: dict[str, float] = {
+        name: round(len(files) / statistics.median(times), 1) for name, times in seconds.items()
+    }
+    for kind in ("", "_decode", "_loader"):
+        pairs = zip(seconds[f"official{kind}"], seconds[f"ours{kind}"])
+        results[f"ratio{kind}"] = round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
+    results["images"] = len(files)
+    results["mean_pixel_difference"] = round(pixel_difference(files), 3)
+    if arguments.json:
+        print(json.dumps(results))
+        return
+    print(f"{len(files)} images, {arguments.rounds} rounds, one thread; images/s")
+    for kind, title in (
+        ("", "decode and augment"),
+        ("_decode", "decode alone"),
+        ("_loader", "DataLoader, from files"),
+    ):
+        theirs, ours, ratio = (results[f"{name}{kind}"] for name in ("official", "ours", "ratio"))
+        print(f"{title:24} official {theirs:7.1f}   ours {ours:7.1f}   ratio {ratio:.2f}")
+    print(f"mean difference of a pixel: {results['mean_pixel_difference']:.2f} of 255")
+
+
+if __name__ == "__main__":
+    main()
