@@ -12,8 +12,9 @@ take every layout. Exit code 2 for what cannot be converted, told in one line; t
 import json
 import os
 import shutil
+import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,13 +22,15 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers.utils import logging
 
+from configuration_mae import MAEConfig, to_pair
 from mae.arguments import parse_arguments, parse_overrides
 from mae.comparison import compare_forward
 from mae.conversion import LAYOUTS, describe_mapping, spelling_of
 from mae.errors import UserError, first_line
-from mae.loading import Found, build, make_plan, our_state, save_checkpoint, summarise
-from mae.weights import PROCESSOR_FILE, read_weights
-from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
+from mae.exporting import check_expressible, lost_in, our_state, save_checkpoint
+from mae.loading import Found, build, make_plan, summarise
+from mae.weights import PROCESSOR_FILE, Weights, read_weights
+from modeling_mae import MAEForImageClassification, MAEPreTrainedModel, make_image_processor
 
 
 @dataclass
@@ -63,46 +66,40 @@ class ConversionArguments:
 def main() -> None:
     (arguments,) = parse_arguments(ConversionArguments, description=__doc__)
     logging.disable_progress_bar()
-    output = Path(arguments.output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f"--output {output} exists already: name another directory.")
-
+    output = checked_output(arguments.output)
     overrides = parse_overrides(arguments.config_overrides)
     if arguments.image_size is not None:
         overrides["image_size"] = arguments.image_size[0] if len(arguments.image_size) == 1 else arguments.image_size
-    layout = None if arguments.from_layout == "auto" else arguments.from_layout
+    layout, target = (None if arguments.from_layout == "auto" else arguments.from_layout), arguments.to_layout
     weights = read_weights(arguments.input, arguments.model_revision)
     plan = make_plan(weights, layout=layout, inflate_channels=arguments.inflate_channels, **overrides)
-    model = build(plan)
-    found = plan.found
+    model, found = build(plan), plan.found
+    check_expressible(model, target)
+
     print(found)
-    source, target = spelling_of(weights.tensors, found.layout), LAYOUTS[arguments.to_layout][0]
-    for line in describe_mapping(our_state(model), source, target):
+    spellings = spelling_of(weights.tensors, found.layout), LAYOUTS[target][0]
+    for line in describe_mapping(our_state(model), found.new, *spellings):
         print(f"    {line}")
+    lost = lost_in(model, target)
+    if lost:
+        print(f"  left out, as {target} has no place for it: {'; '.join(summarise(lost))}")
+    # What changes the function cannot be compared: what was read is.
+    compare("read", build(plan.original) if plan.original else model, weights.tensors, found.layout)
 
-    as_it_is = model
-    if found.changed or found.new:
-        # What changes the function cannot be compared: compare what was read.
-        changing = ("image_size", "patch_size", "num_channels", "num_labels", "id2label", "label2id", "pooling")
-        kept = {name: value for name, value in overrides.items() if name not in changing}
-        as_it_is = build(make_plan(weights, layout=found.layout, **kept))
-    check("read", as_it_is, weights.tensors, found.layout)
-
-    unfinished = output.with_name(output.name + ".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        if found.layout == arguments.to_layout == "mae" and weights.processor is not None and not found.changed:
+        if found.layout == target == "mae" and weights.processor is not None and fits_processor(model, weights):
             (unfinished / PROCESSOR_FILE).write_text(json.dumps(weights.processor, indent=2) + "\n", encoding="utf-8")
-        left_out = save_checkpoint(model, unfinished, arguments.to_layout)
-        if left_out:
-            print(f"  left out, as {arguments.to_layout} has no place for it: {'; '.join(summarise(left_out))}")
-        if arguments.to_layout == "mae":
+        save_checkpoint(model, unfinished, target)
+        if target == "mae":
             make_card(model, arguments.input, found).save(unfinished / "README.md")
         written = read_weights(next(unfinished.glob("*.pth"), unfinished))
-        again = build(make_plan(written, layout=arguments.to_layout))
+        again = build(make_plan(written, layout=target))
         check_equal(again, model)
-        check("written", again, written.tensors, arguments.to_layout)
+        print("  check of what was written: read back, it is the same bit for bit")
+        if target in ("timm", "vit_mae"):
+            compare("written", again, written.tensors, target)
         if output.exists():
             output.rmdir()
         os.replace(unfinished, output)
@@ -111,10 +108,23 @@ def main() -> None:
         raise UserError(f"--output {output} cannot be written: {reason}.") from None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-    print(f"{len(written.tensors)} tensors in {arguments.to_layout} layout: {output}")
+    print(f"{len(written.tensors)} tensors in {target} layout: {output}")
 
 
-def check(what: str, model: MAEPreTrainedModel, tensors: dict[str, torch.Tensor], layout: str) -> None:
+def checked_output(name: str) -> Path:
+    """A directory that can be made: it does not exist, or is empty and not the present one."""
+    output = Path(name).expanduser()
+    try:
+        if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
+            raise UserError(f"--output {name} exists already: name another directory.")
+        if output.resolve() == Path.cwd():
+            raise UserError(f"--output {name!r} is the present directory: name another one.")
+    except OSError as error:
+        raise UserError(f"--output {name} cannot be used: {error.strerror or error}.") from None
+    return output
+
+
+def compare(what: str, model: MAEPreTrainedModel, tensors: dict[str, torch.Tensor], layout: str) -> None:
     """Compares with the implementation that the tensors are for, or with another one that is installed."""
     try:
         name, difference, largest = compare_forward(model, tensors, layout)
@@ -134,25 +144,39 @@ def check_equal(again: MAEPreTrainedModel, model: MAEPreTrainedModel) -> None:
             raise UserError(f"{name} was not written as it is: nothing was kept. This is a defect of the converter.")
 
 
+def fits_processor(model: MAEPreTrainedModel, weights: Weights) -> bool:
+    """Whether the processor of a directory of ours is still right for the model."""
+    own, config = MAEConfig.from_dict(weights.config), model.config
+    sizes = to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
+    processor = make_image_processor(config)
+    theirs = weights.processor
+    normalised = all(
+        theirs.get(name) == getattr(processor, name) for name in ("image_mean", "image_std", "do_normalize")
+    )
+    return sizes and normalised
+
+
 def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> ModelCard:
     """The beginning of a model card."""
     is_classifier = isinstance(model, MAEForImageClassification)
-    on_the_hub = not Path(source).expanduser().exists()
+    path = Path(source).expanduser()
+    on_the_hub = not path.exists()
+    name = source if on_the_hub else path.resolve().name  # where it lies is nobody's business
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
         tags=["mae", "masked-autoencoder"],
-        base_model=source if on_the_hub else None,
+        base_model=name if on_the_hub else None,
     )
     auto_class = "AutoModelForImageClassification" if is_classifier else "AutoModel"
-    report = "\n".join(f"    {line}" for line in str(found).replace(source, Path(source).name).splitlines())
+    report = "\n".join(f"    {line}" for line in str(replace(found, source=name)).splitlines())
     return ModelCard(
         f"""---
 {data.to_yaml()}
 ---
 # Masked Autoencoder
 
-Converted from `{source if on_the_hub else Path(source).name}`:
+Converted from `{name}`:
 
 {report}
 
@@ -169,8 +193,12 @@ The licence is that of the original weights.
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # cleaning up on the way out
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: nothing was written", file=sys.stderr)
+        sys.exit(130)

@@ -10,6 +10,7 @@ import argparse
 import difflib
 import re
 import sys
+from ast import literal_eval
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +21,7 @@ from transformers.hf_argparser import string_to_bool
 
 from configuration_mae import MAEConfig
 from mae.errors import UserError
+from mae.settings import LABEL_FIELDS
 
 
 # A flag on the command line -> what of a recipe file it takes the place of, beside itself.
@@ -172,17 +174,24 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def parse_overrides(overrides: str | None) -> dict[str, Any]:
     """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
-    if not overrides:
-        return {}
-    config = MAEConfig()
-    try:
-        config.update_from_string(overrides)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"--config_overrides {overrides}: {error} (wanted: fields of the configuration, as in "
-            "hidden_size=192,qkv_bias=false)"
-        ) from None
-    return {name: getattr(config, name) for name in [pair.split("=")[0] for pair in overrides.split(",")]}
+    config, fields = MAEConfig(), {}
+    for pair in [pair.strip() for pair in (overrides or "").split(",") if pair.strip()]:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not (name in MAEConfig.__annotations__ or name in LABEL_FIELDS):
+            raise UserError(
+                f"--config_overrides {pair}: wanted are fields of the configuration, as in "
+                f"hidden_size=192,qkv_bias=false.{_nearest(name, list(MAEConfig.__annotations__))}"
+            )
+        try:
+            if isinstance(getattr(config, name), bool):
+                fields[name] = string_to_bool(value)
+            else:
+                fields[name] = literal_eval(value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--config_overrides {pair}: {error}") from None
+        except (ValueError, SyntaxError):  # a word
+            fields[name] = value
+    return fields
 
 
 def read_recipe(path: str, names: list[str]) -> dict[str, Any]:
@@ -199,7 +208,9 @@ def read_recipe(path: str, names: list[str]) -> dict[str, Any]:
         if name not in names:
             raise UserError(f"--recipe {path}: unknown flag {name}.{_nearest(str(name), names)}")
         if isinstance(value, dict):
-            recipe[name] = ",".join(f"{key}={str(item).lower()}" for key, item in value.items())
+            if any(isinstance(item, (list, dict)) for item in value.values()):
+                raise UserError(f"--recipe {path}: the values of {name} must be numbers or words.")
+            recipe[name] = ",".join(f"{key}={item}" for key, item in value.items())
     return {name: value for name, value in recipe.items() if value is not None}
 
 

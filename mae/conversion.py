@@ -227,10 +227,10 @@ def from_ours(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return tensors
 
 
-def describe_mapping(names: Iterable[str], source: Layout, target: Layout) -> list[str]:
-    """Lines "name -> name (count)" for tensors by our names, blocks together."""
+def describe_mapping(names: Iterable[str], new: Iterable[str], source: Layout, target: Layout) -> list[str]:
+    """Lines "name -> name (count)" for tensors by our names, some of which are new; blocks together."""
     names = list(names)
-    sources, targets = names_in(source, names), names_in(target, names)
+    sources, targets = names_in(source, set(names).difference(new)), names_in(target, names)
 
     def template(theirs: str | tuple[str, ...]) -> str:
         parts = [theirs] if isinstance(theirs, str) else theirs
@@ -244,6 +244,23 @@ def describe_mapping(names: Iterable[str], source: Layout, target: Layout) -> li
         f"{template(sources.get(name, '(new)'))} -> {template(targets.get(name, '(left out)'))}" for name in names
     )
     return [f"{line} ({count})" for line, count in counts.items()]
+
+
+def fold(names: Iterable[str]) -> list[str]:
+    """Names that differ in the number of a block alone as one: blocks.{0-11}.norm1.weight. No line breaks in it."""
+    numbers: dict[str, list[int]] = {}
+    for name in names:
+        name = name if name.isprintable() else repr(name)
+        number = re.search(r"(?<=\.)\d{1,3}(?=\.)", name)
+        template = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
+        numbers.setdefault(template, []).append(int(number[0]) if number else 0)
+    folded = []
+    for template, found in numbers.items():
+        starts = [number for number in found if number - 1 not in found]
+        ends = [number for number in found if number + 1 not in found]
+        ranges = ",".join(f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends))
+        folded.append(template.replace("\0", f"{{{ranges}}}" if len(found) > 1 else ranges))
+    return folded
 
 
 def has_part(names: Iterable[str], part: str) -> bool:
@@ -324,8 +341,6 @@ def inflate(state: dict[str, Tensor], old: int, new: int, how: str | None) -> di
             f"The checkpoint is for {old} channels, not {new}: say with inflate_channels how the patch projection is "
             f"to be inflated, mean or repeat{'' if how is None else f', not {how!r}'}."
         )
-    if old == new:
-        raise UserError(f"inflate_channels={how} has nothing to do: the checkpoint is for {old} channels already.")
     state = dict(state)
     name = "mae.patch_embed.proj.weight"
     weight = inflate_values(state[name].float().transpose(0, 1), new, how).transpose(0, 1) * (old / new)

@@ -1,141 +1,48 @@
 """
-Any Masked Autoencoder checkpoint -> a model of ours, and back: [`load_checkpoint`] and [`save_checkpoint`].
+Any Masked Autoencoder checkpoint -> a model of ours.
 
 Every tensor is accounted for: what is not understood is refused, what is newly initialised or left out is told.
 """
 
-import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors.torch import save_file
 from torch import Tensor
-from transformers import ViTMAEConfig
 from transformers.utils import logging
 
 from configuration_mae import MAEConfig, to_pair
 from mae.conversion import (
     LAYOUTS,
     find_grid,
-    from_ours,
+    fold,
     has_part,
     inflate,
     inflate_values,
-    names_in,
     read_sizes,
     spelling_of,
     to_ours,
     to_size,
 )
 from mae.errors import UserError, first_line
-from mae.weights import CONFIG_FILE, Weights, listed, read_weights
-from modeling_mae import (
-    MAEForImageClassification,
-    MAEForPreTraining,
-    MAEModel,
-    MAEPreTrainedModel,
-    make_image_processor,
-)
+from mae.settings import LABEL_FIELDS, config_type, make_config, stated_fields
+from mae.weights import Weights, listed, read_weights
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
-
-TORCH_FILE = "checkpoint.pth"
-
-
-def recognise(weights: Weights) -> str:
-    """The name of the layout that most of the tensors' names belong to. A `UserError` where none do."""
-    if weights.config is not None:
-        model_type = config_type(weights.config)
-        if model_type in LAYOUTS:
-            return model_type
-        if model_type is not None:
-            raise UserError(f"{weights.source} is a model of type {model_type}, not a Masked Autoencoder.")
-    known = {
-        name: len(weights.tensors) - min(len(to_ours(weights.tensors, spelling)[1]) for spelling in spellings)
-        for name, spellings in LAYOUTS.items()
-    }
-    best = max(known.values())
-    if not best:
-        raise UserError(
-            f"{weights.source} is not a Masked Autoencoder of a known layout ({', '.join(LAYOUTS)}): its tensors are "
-            f"{listed(list(weights.tensors))}."
-        )
-    # The names of an encoder are the same in three of them; without a configuration, it is the official file.
-    return "official" if known["official"] == best else next(name for name in LAYOUTS if known[name] == best)
-
-
-def config_type(config: dict[str, Any] | None) -> str | None:
-    """Whose a `config.json` is: "mae", "vit_mae", "timm", or another model's type."""
-    config = config or {}
-    return "timm" if "architecture" in config and "model_type" not in config else config.get("model_type")
-
-
-def _stated_fields(weights: Weights) -> dict[str, Any]:
-    """What the file, or the configuration beside it, says of the fields of ours."""
-    fields: dict[str, Any] = {}
-    config, model_type = weights.config, config_type(weights.config)
-    names = list(MAEConfig.__annotations__)
-    try:
-        if model_type == "mae":
-            parsed = MAEConfig.from_dict(config)
-            names += ["num_labels", "id2label", "label2id", "problem_type"]
-            fields = {name: getattr(parsed, name) for name in names}
-        elif model_type == "vit_mae":
-            parsed = ViTMAEConfig.from_dict(config)
-            fields = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
-        elif model_type == "timm":
-            fields = _timm_fields(config)
-    except StrictDataclassError as error:
-        raise UserError(f"{weights.source}: {CONFIG_FILE}: {error.__cause__ or error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{weights.source}: {CONFIG_FILE} cannot be understood: {first_line(error)}") from None
-
-    # The processor says what the images were normalised by; our configuration says it too.
-    processor = weights.processor or {}
-    for name, neutral in (("image_mean", 0.0), ("image_std", 1.0)):
-        if model_type != "mae" and isinstance(processor.get(name), list):
-            not_used = processor.get("do_normalize") is False
-            fields[name] = [neutral] * len(processor[name]) if not_used else processor[name]
-
-    metadata = weights.metadata
-    arguments = metadata.get("args")  # of the official trainer
-    its_names = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_ratio", "image_size": "input_size"}
-    for ours, theirs in its_names.items() if isinstance(arguments, dict) else ():
-        if theirs in arguments:
-            fields[ours] = arguments[theirs]
-    names = {*MAEConfig.__annotations__, "num_labels", "id2label", "problem_type"}
-    return {name: value for name, value in metadata.items() if name in names} | fields
-
-
-def _timm_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """Our fields of a timm configuration."""
-    arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or config
-    fields = {
-        "image_size": arguments.get("img_size") or pretrained.get("input_size", [])[1:],
-        "num_attention_heads": arguments.get("num_heads"),
-        "pooling": {"avg": "mean", "token": "cls"}.get(config.get("global_pool")),
-        "image_mean": pretrained.get("mean"),
-        "image_std": pretrained.get("std"),
-    }
-    if fields["image_size"]:
-        fields["image_size"] = to_size(to_pair(fields["image_size"]))
-    return {name: value for name, value in fields.items() if value}
-
-
-# Loading
 
 # What may differ from the checkpoint without making its tensors mean something else: nothing depends on it, or it is
 # resampled, inflated or made anew, which is said.
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
-_FREE_FIELDS |= {"norm_pix_loss", "pooling", "num_labels", "id2label", "label2id", "problem_type"}
-_FREE_FIELDS |= {"drop_path_rate", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range"}
+_FREE_FIELDS |= {"norm_pix_loss", "pooling", "drop_path_rate", "attention_probs_dropout_prob"}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
+_DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
-_KNOWN_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-_KNOWN_DECODER_HEADS = {512: 16}
+_KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
 # Without these nothing can be said about a checkpoint; name -> number of dimensions.
 _ENCODER_TENSORS = {
     "mae.cls_token": 3,
@@ -143,8 +50,13 @@ _ENCODER_TENSORS = {
     "mae.patch_embed.proj.weight": 4,
     "mae.blocks.0.mlp.fc1.weight": 2,
 }
-_DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
 _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 2}
+# Parts of a checkpoint that a model may leave out.
+_LEFT_OUT = {
+    MAEModel: ("decoder.", "head.", "fc_norm.", "mae.norm."),
+    MAEForPreTraining: ("head.", "fc_norm."),
+    MAEForImageClassification: ("decoder.", "fc_norm.", "mae.norm."),
+}
 
 
 @dataclass
@@ -158,7 +70,7 @@ class Found:
         num_tensors: How many the checkpoint has.
         description: Parts and sizes, in words.
         assumed: Settings that nothing in the checkpoint says.
-        changed: What was resampled or inflated.
+        changed: What was resampled, inflated or ignored.
         new: Names of the model's tensors that were newly initialised.
         unused: Names of tensors, by ours, that the model has no place for.
     """
@@ -187,10 +99,13 @@ class Found:
 
 def summarise(names: Iterable[str]) -> list[str]:
     """Tensor names by their part of the model: ["decoder (104 tensors)", "head (2 tensors)"]."""
+    names = list(names)
+    whole_decoder = "decoder.mask_token" in names
     counts: dict[str, int] = {}
     for name in names:
         parts = name.split(".")
-        part = ".".join(parts[:2]) if parts[0] == "mae" else parts[0]
+        two = parts[0] == "mae" or (parts[0] == "decoder" and not whole_decoder)
+        part = ".".join(parts[: 1 + two])
         counts[part] = counts.get(part, 0) + 1
     return [f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts.items()]
 
@@ -206,6 +121,7 @@ class Plan:
         state: Its tensors by our names.
         image_size: What to resample the positions to, in pixels.
         found: What to tell.
+        original: The plan of the checkpoint as it is, where something is changed.
     """
 
     model_class: type[MAEPreTrainedModel]
@@ -213,6 +129,7 @@ class Plan:
     state: dict[str, Tensor]
     image_size: int | tuple[int, int]
     found: Found
+    original: "Plan | None" = None
 
 
 def load_checkpoint(
@@ -253,27 +170,52 @@ def load_checkpoint(
     return build(plan, dtype), plan.found
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without transformers' tables and bars of loading, which our report takes the place of."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def build(plan: Plan, dtype: torch.dtype | None = None) -> MAEPreTrainedModel:
     """The model of a plan; what is newly initialised is drawn from torch's generator."""
     state = plan.state
     if dtype is None:
         dtypes = {tensor.dtype for tensor in state.values()}
-        dtype = torch.float32
-        if len(dtypes) == 1:
-            (dtype,) = dtypes
-        else:
-            plan.found.changed.append(f"{' and '.join(sorted(map(str, dtypes)))} made torch.float32")
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     if plan.model_class is MAEModel:
         state = {name.removeprefix("mae."): tensor for name, tensor in state.items()}
-    # What is newly initialised is in our report; transformers would print a table of it.
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
+    with quiet():
         model = plan.model_class.from_pretrained(None, config=plan.config, state_dict=state, dtype=dtype)
-    finally:
-        logging.set_verbosity(verbosity)
     model.resize_positions(plan.image_size)
     return model
+
+
+def recognise(weights: Weights) -> str:
+    """The name of the layout that most of the tensors' names belong to. A `UserError` where none do."""
+    stated = config_type(weights)
+    if stated is not None:
+        return stated
+    known = {name: len(weights.tensors) - _num_unknown(weights, name) for name in LAYOUTS}
+    best = max(known.values())
+    if not best:
+        raise UserError(
+            f"{weights.source} is not a Masked Autoencoder of a known layout ({', '.join(LAYOUTS)}): its tensors are "
+            f"{listed(list(weights.tensors))}."
+        )
+    # The names of an encoder are the same in three of them; without a configuration, it is the official file.
+    return "official" if known["official"] == best else next(name for name in LAYOUTS if known[name] == best)
+
+
+def _num_unknown(weights: Weights, layout: str) -> int:
+    return len(to_ours(weights.tensors, spelling_of(weights.tensors, layout))[1])
 
 
 def make_plan(
@@ -285,77 +227,77 @@ def make_plan(
     **overrides: Any,
 ) -> Plan:
     """[`load_checkpoint`] up to the point where a model is built. The tensors may be on the meta device."""
-    source = weights.source
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"layout={layout!r} is unknown: choose one of {', '.join(LAYOUTS)}.")
+    overrides = _checked(overrides)
     layout = layout or recognise(weights)
     state, unknown = _read_names(weights, layout)
     has_decoder = has_part(state, "decoder")
     has_classifier = has_part(state, "head") or has_part(state, "fc_norm")
-    if model_class is None:
-        model_class = MAEForImageClassification if has_classifier else MAEModel
-        model_class = MAEForPreTraining if has_decoder else model_class
-    found = Found(source, layout, len(weights.tensors))
+    own_class = MAEForImageClassification if has_classifier else MAEModel
+    own_class = MAEForPreTraining if has_decoder else own_class
+    found = Found(weights.source, layout, len(weights.tensors), changed=list(weights.notes))
 
-    # The checkpoint as it is.
-    fields = _stated_fields(weights)
-    sizes = read_sizes(state)
-    if layout == "vit_mae":
-        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
-    # An encoder of ours may be stored with the norm that its pooling does without.
-    for name in sizes.keys() & fields.keys() - ({"pooling"} if layout == "mae" else set()):
-        if _comparable(fields[name]) != _comparable(sizes[name]):
-            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
-    fields = {**sizes, **fields}
-    _refuse_contradictions(source, fields, overrides, has_decoder)
-    _complete(source, fields, overrides, state["mae.pos_embed"], found)
-    own = _make_config(source, fields)
-    if own.num_patches != state["mae.pos_embed"].shape[1] - 1:
-        raise UserError(
-            f"{source} has positions for {state['mae.pos_embed'].shape[1] - 1} patches; images of {own.image_size} "
-            f"pixels in patches of {own.patch_size} have {own.num_patches}: give the image_size it was trained at."
-        )
-    if (weights.config or {}).get("hidden_dropout_prob"):
-        found.changed.append("hidden_dropout_prob left out, which this model does not have")
+    own, fields = _own_config(weights, layout, state, overrides, found)
+    wanted, image_size = _wanted_fields(weights.source, own, fields, overrides, inflate_channels, found)
+    target = make_config(weights.source, {**wanted, "image_size": image_size})
+    same_patches = to_pair(target.patch_size) == to_pair(own.patch_size)
 
-    # As it is wanted.
-    wanted = {**fields, **overrides}
-    if "num_labels" in overrides and overrides["num_labels"] != sizes.get("num_labels"):
+    original_state = state
+    if not same_patches:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_OF_PATCHES)}
+    elif target.num_channels != own.num_channels:
+        state = inflate(state, own.num_channels, target.num_channels, inflate_channels)
+        found.changed.append(f"{own.num_channels} channels inflated to {target.num_channels} ({inflate_channels})")
+    if has_part(state, "head") and target.num_labels != own.num_labels:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
-        wanted = {name: wanted[name] for name in wanted if name in overrides or name not in ("id2label", "label2id")}
-    if wanted["num_channels"] != own.num_channels or inflate_channels is not None:
-        state = inflate(state, own.num_channels, wanted["num_channels"], inflate_channels)
-        found.changed.append(f"{own.num_channels} channels inflated to {wanted['num_channels']} ({inflate_channels})")
-        for name in ("image_mean", "image_std"):
-            if name not in overrides and getattr(own, name) is not None:
-                statistics = inflate_values(torch.tensor(getattr(own, name)), wanted["num_channels"], inflate_channels)
-                wanted[name] = statistics.tolist()
-    patch_size = to_pair(wanted["patch_size"])
-    if patch_size != to_pair(own.patch_size):
-        of_patches = ("mae.patch_embed.proj.", "decoder.pred.")
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(of_patches)}
-    image_size = overrides.get("image_size", own.image_size)
-    target = _make_config(source, {**wanted, "image_size": image_size})
+    for name in ("patch_size", "image_size"):
+        if to_pair(getattr(target, name)) != to_pair(getattr(own, name)):
+            found.changed.append(f"{name} from {getattr(own, name)} to {getattr(target, name)}")
     if target.grid_size != own.grid_size:
         old, new = (f"{rows} x {columns}" for rows, columns in (own.grid_size, target.grid_size))
         found.changed.append(f"positions resampled from {old} to {new} patches")
-    size = tuple(count * side for count, side in zip(own.grid_size, patch_size))
-    config = _make_config(source, {**wanted, "image_size": to_size(size)})
+    dtypes = sorted({str(tensor.dtype) for tensor in state.values()})
+    if len(dtypes) > 1:
+        found.changed.append(f"{' and '.join(dtypes)} made torch.float32, where nothing else is asked for")
 
+    # At the checkpoint's own grid; [`build`] resamples the positions.
+    size = to_size(count * side for count, side in zip(own.grid_size, to_pair(target.patch_size)))
+    config = make_config(weights.source, {**wanted, "image_size": size})
+    model_class = model_class or own_class
     state = _account(weights, layout, model_class, config, state, unknown, found)
     found.description = _describe(own, has_decoder, has_classifier)
-    return Plan(model_class, config, state, target.image_size, found)
+    plan = Plan(model_class, config, state, image_size, found)
+    if found.changed or found.new:
+        plan.original = Plan(own_class, own, original_state, own.image_size, found)
+    return plan
 
 
-def _comparable(value: Any) -> Any:
-    return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
+_OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 
 
-def _make_config(source: str, fields: dict[str, Any]) -> MAEConfig:
-    try:
-        return MAEConfig(**fields)
-    except StrictDataclassError as error:
-        raise UserError(f"{source}: {error.__cause__ or error}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{source}: {first_line(error)}") from None
+def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides that are fields of the configuration, each by itself of the right type."""
+    overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    scratch = MAEConfig()
+    for name, value in overrides.items():
+        if name not in MAEConfig.__annotations__ and name not in LABEL_FIELDS:
+            raise UserError(f"{name} is not a field of the configuration.")
+        try:
+            if name in MAEConfig.__annotations__:
+                setattr(scratch, name, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise UserError(f"{name}={value!r}: {first_line(error.__cause__ or error)}") from None
+    id2label, num_labels = overrides.get("id2label"), overrides.get("num_labels")
+    if id2label is not None:
+        if not isinstance(id2label, dict) or num_labels not in (None, len(id2label)):
+            raise UserError(f"id2label={id2label!r} must name each of num_labels={num_labels} labels.")
+        overrides["num_labels"] = len(id2label)
+    if num_labels is not None and (type(num_labels) is not int or num_labels < 0):
+        raise UserError(f"num_labels={num_labels!r} must be a number of labels, or 0 for features alone.")
+    if overrides.get("num_channels", 1) < 1:
+        raise UserError(f"num_channels={overrides['num_channels']} must be positive.")
+    return overrides
 
 
 def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[str]]:
@@ -370,6 +312,8 @@ def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[
         for name, ndim in needed.items()
         if name in state and state[name].ndim != ndim
     ]
+    if not missing and not misshaped and state["mae.pos_embed"].shape[1] < 2:
+        misshaped = [f"mae.pos_embed is {tuple(state['mae.pos_embed'].shape)}, without a patch"]
     if missing or misshaped:
         _refuse(weights, layout, unknown, missing, misshaped)
     return state, unknown
@@ -377,27 +321,33 @@ def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[
 
 def _refuse(weights: Weights, layout: str, unknown: list[str], missing: list[str], misshaped: list[str]) -> NoReturn:
     kinds = (("unknown", unknown), ("missing (by our names)", missing), ("of the wrong shape", misshaped))
-    problems = [f"{kind}: {', '.join(names)}" for kind, names in kinds if names]
+    problems = [f"{kind}: {', '.join(fold(names))}" for kind, names in kinds if names]
     raise UserError(f"{weights.source} is no whole checkpoint of the {layout} layout. Tensors {'; '.join(problems)}.")
 
 
-def _refuse_contradictions(source: str, fields: dict, overrides: dict, has_decoder: bool) -> None:
-    """Refuses overrides that would make the checkpoint's tensors mean something else."""
-    known_fields = {*MAEConfig.__annotations__, "num_labels", "id2label", "label2id", "problem_type"}
+def _own_config(
+    weights: Weights, layout: str, state: dict[str, Tensor], overrides: dict[str, Any], found: Found
+) -> tuple[MAEConfig, dict[str, Any]]:
+    """The configuration of the checkpoint as it is, and its fields; overrides say what nothing else does."""
+    source, pos_embed = weights.source, state["mae.pos_embed"]
+    fields, sizes = stated_fields(weights), read_sizes(state)
+    has_decoder = "decoder_hidden_size" in sizes
+    if layout == "vit_mae":
+        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
+    for name in sizes.keys() & fields.keys():
+        # An encoder of ours may be stored with the norm that its pooling does without, and has no labels.
+        optional = name == "pooling" and config_type(weights) == "mae"
+        if not optional and _comparable(fields[name]) != _comparable(sizes[name]):
+            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
+    fields = {**sizes, **fields}
     for name, value in overrides.items():
-        if name not in known_fields:
-            raise UserError(f"{name} is not a field of the configuration.")
         free = name in _FREE_FIELDS or (name in _DECODER_FIELDS and not has_decoder)
         if not free and name in fields and fields[name] != value:
             raise UserError(f"{source} has {name}={fields[name]!r}, which its weights are made for, not {value!r}.")
 
-
-def _complete(source: str, fields: dict, overrides: dict, pos_embed: Tensor, found: Found) -> None:
-    """Adds to the fields what neither the tensors nor the file say: from the overrides, else what is likely."""
-    has_decoder = "decoder_hidden_size" in fields
-    for prefix, known in (("", _KNOWN_HEADS), ("decoder_", _KNOWN_DECODER_HEADS if has_decoder else None)):
+    for prefix, known in _KNOWN_HEADS.items():
         name, width = f"{prefix}num_attention_heads", fields.get(f"{prefix}hidden_size")
-        if known is None or name in fields:
+        if name in fields or (prefix and not has_decoder):
             continue
         if name not in overrides and width not in known:
             raise UserError(
@@ -407,30 +357,87 @@ def _complete(source: str, fields: dict, overrides: dict, pos_embed: Tensor, fou
         if name not in overrides:
             found.assumed.append(f"{name}={known[width]}, as in the released models of this width")
         fields[name] = overrides.get(name, known.get(width))
-
-    if "image_size" not in fields:
-        patch_size = to_pair(fields["patch_size"])
-        grid, certain = find_grid(pos_embed)
-        size = overrides.get("image_size")
-        if not certain and size is not None:
-            given = tuple(side // patch for side, patch in zip(to_pair(size), patch_size))
-            if math.prod(given) == pos_embed.shape[1] - 1:  # it says what the table is for
-                grid, certain = given, True
-        if grid is None:
-            raise UserError(
-                f"{source} has positions for {pos_embed.shape[1] - 1} patches, which make no square: give the "
-                "image_size (height, width) it was trained at."
-            )
-        fields["image_size"] = to_size(count * side for count, side in zip(grid, patch_size))
-        if not certain:
-            found.assumed.append(f"image_size={fields['image_size']}")
-
+    fields["image_size"] = _own_image_size(source, fields, overrides.get("image_size"), pos_embed, found)
     if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
         found.assumed.append("pooling=mean, because there is no last norm")
     if has_decoder and "norm_pix_loss" not in {**fields, **overrides}:
         found.assumed.append("norm_pix_loss=False")
     if "image_mean" not in {**fields, **overrides} and fields["num_channels"] == 3:
         found.assumed.append("image_mean and image_std of ImageNet")
+    if (weights.config or {}).get("hidden_dropout_prob"):
+        found.changed.append("hidden_dropout_prob left out, which this model does not have")
+    if fields.get("id2label") and len(fields["id2label"]) != fields.get("num_labels", len(fields["id2label"])):
+        raise UserError(f"{source} has {fields['num_labels']} labels, but names of {len(fields['id2label'])}.")
+    return make_config(source, fields), fields
+
+
+def _comparable(value: Any) -> Any:
+    return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
+
+
+def _own_image_size(
+    source: str, fields: dict[str, Any], asked: int | tuple[int, int] | None, pos_embed: Tensor, found: Found
+) -> int | tuple[int, int]:
+    """What images the position table is for: as stated, as it shows itself, as asked for, or the square."""
+    patch_size, num_patches = to_pair(fields["patch_size"]), pos_embed.shape[1] - 1
+
+    def grid_of(size: Any) -> tuple[int, ...]:
+        return tuple(side // patch for side, patch in zip(to_pair(size), patch_size))
+
+    stated = fields.get("image_size")
+    try:
+        if stated is not None and math.prod(grid_of(stated)) == num_patches:
+            return stated
+    except (TypeError, ValueError):
+        raise UserError(f"{source} says image_size={stated!r}, which is no size.") from None
+    grid, certain = find_grid(pos_embed)
+    if stated is None and certain:
+        return to_size(count * side for count, side in zip(grid, patch_size))
+    if asked is not None and math.prod(grid_of(asked)) == num_patches:
+        rows, columns = grid_of(asked)
+        found.assumed.append(f"positions for {rows} x {columns} patches, as image_size={asked} has them")
+        return asked
+    if stated is not None:
+        raise UserError(
+            f"{source} has positions for {num_patches} patches; images of {stated} pixels in patches of "
+            f"{fields['patch_size']} have {math.prod(grid_of(stated))}: give the image_size that it was trained at."
+        )
+    if grid is None:
+        raise UserError(
+            f"{source} has positions for {num_patches} patches, which make no square: give the image_size (height, "
+            "width) that it was trained at."
+        )
+    size = to_size(count * side for count, side in zip(grid, patch_size))
+    found.assumed.append(f"image_size={size}")
+    return size
+
+
+def _wanted_fields(
+    source: str,
+    own: MAEConfig,
+    fields: dict[str, Any],
+    overrides: dict[str, Any],
+    inflate_channels: str | None,
+    found: Found,
+) -> tuple[dict[str, Any], int | tuple[int, int]]:
+    """The fields of the wanted model, and its image size."""
+    wanted = {**fields, **overrides}
+    if "num_labels" in overrides and overrides["num_labels"] != fields.get("num_labels"):
+        wanted = {name: wanted[name] for name in wanted if name in overrides or name not in ("id2label", "label2id")}
+    channels = wanted["num_channels"]
+    if inflate_channels is not None and channels == own.num_channels:
+        raise UserError(f"inflate_channels={inflate_channels} has nothing to do: {source} has {channels} channels.")
+    if channels != own.num_channels and not {"image_mean", "image_std"} <= overrides.keys():
+        if own.image_mean is None:
+            statistics = ([0.0] * channels, [1.0] * channels) if channels == 3 else (None, None)
+        elif inflate_channels in ("mean", "repeat"):
+            own_statistics = (torch.tensor(own.image_mean), torch.tensor(own.image_std))
+            statistics = [inflate_values(values, channels, inflate_channels).tolist() for values in own_statistics]
+        else:
+            statistics = (None, None)
+        wanted["image_mean"], wanted["image_std"] = statistics
+        found.changed.append(f"image_mean={wanted['image_mean']} and image_std={wanted['image_std']}")
+    return wanted, overrides.get("image_size", own.image_size)
 
 
 def _account(
@@ -451,10 +458,10 @@ def _account(
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit what is wanted.
-    may_be_new = ["decoder", "head", "fc_norm", "mae.patch_embed.proj", "decoder.pred"]
+    may_be_new = ["decoder.", "head.", "fc_norm.", *_OF_PATCHES]
     if model_class is MAEForPreTraining:
-        may_be_new.append("mae.norm")
-    may_be_new = [f"{part}." for part in may_be_new if not has_part(state, part)]
+        may_be_new.append("mae.norm.")
+    may_be_new = [part for part in may_be_new if not has_part(state, part[:-1])]
     new = [name for name in expected if name not in state and name.startswith(tuple(may_be_new))]
     missing = [name for name in expected if name not in state and name not in new]
     misshaped = [
@@ -462,13 +469,8 @@ def _account(
         for name, tensor in expected.items()
         if name in state and state[name].shape != tensor.shape
     ]
-    left_out = {
-        MAEModel: ("decoder.", "head.", "fc_norm.", "mae.norm."),
-        MAEForPreTraining: ("head.", "fc_norm."),
-        MAEForImageClassification: ("decoder.", "fc_norm.", "mae.norm."),
-    }[model_class]
     unused = [name for name in state if name not in expected]
-    surplus = [name for name in unused if not name.startswith(left_out)]
+    surplus = [name for name in unused if not name.startswith(_LEFT_OUT[model_class])]
     if unknown or missing or misshaped or surplus:
         _refuse(weights, layout, unknown + surplus, missing, misshaped)
     found.new, found.unused = new, unused
@@ -482,121 +484,3 @@ def _describe(config: MAEConfig, has_decoder: bool, has_classifier: bool) -> str
         f"{parts}: {config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads; "
         f"{height} x {width} pixels, {config.num_channels} channels, patches of {patch_height} x {patch_width}"
     )
-
-
-# Writing
-
-
-def our_state(model: MAEPreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of any of our models, named as in the larger ones."""
-    prefix = "mae." if isinstance(model, MAEModel) else ""
-    return {prefix + name: tensor for name, tensor in model.state_dict().items()}
-
-
-def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> list[str]:
-    """
-    Writes a model into an empty directory, in a layout of [`LAYOUTS`].
-
-    "mae": all that `from_pretrained` and the Auto classes need. "vit_mae": for transformers' `from_pretrained`.
-    "timm": for `timm.create_model("local-dir:...")`. "official": `checkpoint.pth`, as its trainer writes; the
-    configuration is beside the weights, where the official code ignores it.
-
-    Returns:
-        Names of tensors that the layout has no place for.
-
-    Raises:
-        UserError: where the other code has no such model.
-    """
-    config = model.config
-    folder.mkdir(parents=True, exist_ok=True)
-    if layout == "mae":
-        model.save_pretrained(folder)
-        return []
-    if layout == "vit_mae":
-        _check_vit_mae(model)
-    elif config.hidden_act != "gelu":
-        raise UserError(f"The {layout} code has no {config.hidden_act}, only gelu.")
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in our_state(model).items()}
-    names = names_in(LAYOUTS[layout][0], state)
-    tensors = from_ours(state, LAYOUTS[layout][0])
-    if layout == "official":
-        names = [*MAEConfig.__annotations__, "problem_type"]
-        if isinstance(model, MAEForImageClassification):
-            names += ["id2label"]
-        torch.save({"model": tensors, "config": {name: getattr(config, name) for name in names}}, folder / TORCH_FILE)
-        return []
-    if layout == "timm":
-        _save_timm(model, folder)
-    else:
-        tensors = _save_vit_mae(model, folder, tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    return [name for name in state if name not in names]
-
-
-def _save_timm(model: MAEPreTrainedModel, folder: Path) -> None:
-    """timm's config.json: every size is an argument of its VisionTransformer."""
-    config = model.config
-    has_classifier = isinstance(model, MAEForImageClassification)
-    if config.pooling == "mean" and isinstance(model, MAEModel):
-        raise UserError("timm has no encoder without a last norm: convert the classifier, or load with pooling=cls.")
-    num_classes = config.num_labels if has_classifier else 0
-    pool = "avg" if config.pooling == "mean" and has_classifier else "token"
-    height, width = to_pair(config.image_size)
-    arguments = {
-        "img_size": (height, width),
-        "patch_size": to_pair(config.patch_size),
-        "in_chans": config.num_channels,
-        "embed_dim": config.hidden_size,
-        "depth": config.num_hidden_layers,
-        "num_heads": config.num_attention_heads,
-        "mlp_ratio": config.intermediate_size / config.hidden_size,
-        "qkv_bias": config.qkv_bias,
-        "global_pool": pool,
-        "num_classes": num_classes,
-    }
-    pretrained = {
-        "input_size": (config.num_channels, height, width),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 0.875 if height == width <= 224 else 1.0,
-        "num_classes": num_classes,
-        "first_conv": "patch_embed.proj",
-        "classifier": "head",
-    }
-    if config.image_mean is not None:
-        pretrained |= {"mean": config.image_mean, "std": config.image_std}
-    content = {
-        "architecture": "vit_base_patch16_224",  # of which only the class counts
-        "num_classes": num_classes,
-        "num_features": config.hidden_size,
-        "global_pool": pool,
-        "model_args": arguments,
-        "pretrained_cfg": pretrained,
-    }
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_vit_mae(model: MAEPreTrainedModel) -> None:
-    config = model.config
-    if isinstance(model, MAEForImageClassification) or (isinstance(model, MAEModel) and config.pooling == "mean"):
-        raise UserError("ViTMAE has no classifier and no mean pooling: convert to official or timm.")
-    if not all(isinstance(size, int) for size in (config.image_size, config.patch_size)):
-        raise UserError(
-            f"ViTMAE takes square images and patches only, not {config.image_size} pixels in patches of "
-            f"{config.patch_size}."
-        )
-
-
-def _save_vit_mae(model: MAEPreTrainedModel, folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A ViTMAE's configuration and processor; its tensors."""
-    config = model.config
-    names = [name for name in MAEConfig.__annotations__ if name in ViTMAEConfig.__annotations__]
-    theirs = ViTMAEConfig(**{name: getattr(config, name) for name in names})
-    theirs.architectures = ["ViTMAEForPreTraining"]
-    if isinstance(model, MAEModel):
-        theirs.architectures = ["ViTMAEModel"]
-        tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
-    theirs.dtype = model.dtype
-    theirs.save_pretrained(folder)
-    make_image_processor(config).save_pretrained(folder)
-    return tensors

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -42,11 +42,13 @@ _WEIGHTS_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin")
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
 # Bases of the Hub's error: OSError, and the HTTPError of the library that carries its requests, which has changed.
 _CONNECTION_ERRORS = HfHubHTTPError.__bases__
 # In a torch file: what holds the weights in the official code's and timm's files.
 _STATE_NAMES = ("model", "state_dict")
+_OTHER_STATES = ("model_ema", "state_dict_ema", "model_state_dict_ema", "ema")
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass
@@ -60,6 +62,7 @@ class Weights:
         config: `config.json`, if there is one.
         processor: `preprocessor_config.json`, if there is one.
         metadata: What the file itself says: safetensors metadata, or `args` and `config` of a torch file.
+        notes: What the user should know of the reading.
     """
 
     source: str
@@ -67,6 +70,7 @@ class Weights:
     config: dict[str, Any] | None = None
     processor: dict[str, Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_weights(name_or_path: str | Path, revision: str | None = None) -> Weights:
@@ -77,20 +81,28 @@ def read_weights(name_or_path: str | Path, revision: str | None = None) -> Weigh
         UserError: for what does not exist, is broken, or holds anything but finite floating point tensors.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        is_folder = is_file = False
+    if (is_folder or is_file) and revision is not None:
+        raise UserError(f"{path} is on this machine: a revision ({revision}) is for models on the Hub.")
+    if is_folder:
         weights = _read_folder(path)
-    elif path.is_file():
+    elif is_file:
         weights = _read_file(path)
     else:
         weights = _read_hub(str(name_or_path), revision)
     _check_tensors(weights)
+    if all(name.startswith("module.") for name in weights.tensors):  # of a model wrapped by DistributedDataParallel
+        weights.tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
     return weights
 
 
 def _read_json(path: Path) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}.") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object, not a {type(content).__name__}.")
@@ -107,14 +119,15 @@ def _read_folder(folder: Path) -> Weights:
     found = [name for name in _WEIGHTS_FILES if (folder / name).is_file()]
     if not found:
         raise UserError(f"The directory {folder} has no weights: none of {', '.join(_WEIGHTS_FILES)}.")
-    paths = [folder / found[0]]
-    if found[0].endswith(".index.json"):
-        paths = [folder / name for name in _parts_of(folder / found[0])]
-    return _read_model(str(folder), folder, paths)
+    return _read_model(str(folder), folder / found[0])
 
 
-def _read_model(source: str, folder: Path, paths: list[Path]) -> Weights:
-    """The weights in `paths`, parts of one model, with the JSON files beside them."""
+def _read_model(source: str, path: Path) -> Weights:
+    """The weights in a file, or in those that an index names, with the JSON files beside them."""
+    folder, promised = path.parent, {}
+    if path.name.endswith(".index.json"):
+        promised = _read_index(path)
+    paths = [folder / name for name in sorted(set(promised.values()))] or [path]
     weights = Weights(source, {}, _read_json(folder / CONFIG_FILE))
     if (folder / PROCESSOR_FILE).is_file():
         weights.processor = _read_json(folder / PROCESSOR_FILE)
@@ -125,26 +138,29 @@ def _read_model(source: str, folder: Path, paths: list[Path]) -> Weights:
             raise UserError(f"{path} repeats tensors of another part: {listed(sorted(twice))}.")
         weights.tensors |= tensors
         weights.metadata |= metadata
+    lost = [name for name in promised if name not in weights.tensors]
+    if lost:
+        raise UserError(f"{path} names tensors that no part holds: {listed(lost)}.")
     return weights
 
 
-def _parts_of(index: Path) -> list[str]:
-    """The files that an index names."""
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor -> file, as an index has it."""
     parts = _read_json(index).get("weight_map")
     if not isinstance(parts, dict) or not parts:
         raise UserError(f"{index} has no weight_map.")
-    names = sorted({str(name) for name in parts.values()})
-    for name in names:
-        if Path(name).name != name:
+    for name in parts.values():
+        if not isinstance(name, str) or Path(name).name != name or name in (".", ".."):
             raise UserError(f"{index} names {name!r}, which is not a file beside it.")
-    return names
+    return parts
 
 
 def _read_file(path: Path) -> Weights:
-    if path.name in _WEIGHTS_FILES and (path.parent / CONFIG_FILE).is_file():  # named instead of its directory
-        return _read_folder(path.parent)
+    if path.name in _WEIGHTS_FILES and (path.parent / CONFIG_FILE).is_file():  # a file of a directory
+        return _read_model(str(path), path)
     tensors, metadata = _read_tensors(path)
-    return Weights(str(path), tensors, metadata=metadata)
+    notes = metadata.pop("notes", [])
+    return Weights(str(path), tensors, metadata=metadata, notes=notes)
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -153,7 +169,7 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{path} does not exist.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
-    if path.suffix in _TORCH_SUFFIXES:
+    if path.name.endswith(_TORCH_SUFFIXES):
         return _read_torch(path)
     raise UserError(f"{path} is not a kind of file that holds weights: .safetensors, {', '.join(_TORCH_SUFFIXES)}.")
 
@@ -190,7 +206,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
                 f"{path} is refused: its pickle asks for {name}, which no weights need. Nothing in it was run."
             ) from None
         raise UserError(f"{path} is not a torch file, or a broken one. Nothing in it was run.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # damaged bytes end in any kind of error
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript program, not weights: save its state_dict() instead.") from None
         raise UserError(f"{path} is not a whole torch file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
@@ -202,6 +220,9 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         metadata |= config
     for name in _STATE_NAMES:
         if isinstance(content.get(name), dict):
+            others = [key for key in _OTHER_STATES if isinstance(content.get(key), dict)]
+            if others:
+                metadata["notes"] = [f"{' and '.join(others)}, other weights in the file, left out"]
             return dict(content[name]), metadata
     return content, metadata
 
@@ -210,19 +231,34 @@ def _check_tensors(weights: Weights) -> None:
     """Refuses what is no finite floating point tensor."""
     if not weights.tensors:
         raise UserError(f"{weights.source} holds no tensors.")
-    wrong = [str(name) for name, value in weights.tensors.items() if not isinstance(value, Tensor)]
-    if wrong:
-        raise UserError(f"{weights.source} holds other things than tensors: {listed(wrong)}.")
-    wrong = [f"{name} ({value.dtype})" for name, value in weights.tensors.items() if not value.is_floating_point()]
-    if wrong:
-        raise UserError(f"{weights.source} holds tensors that are not floating point: {listed(wrong)}.")
-    wrong = [name for name, value in weights.tensors.items() if not value.is_meta and not value.isfinite().all()]
-    if wrong:
-        raise UserError(f"{weights.source} holds NaN or infinity, in {listed(wrong)}.")
+    items = weights.tensors.items()
+    problems = {
+        "holds other things than tensors": [str(name) for name, value in items if not isinstance(value, Tensor)],
+        "holds tensors whose names are no strings": [str(name) for name, _ in items if not isinstance(name, str)],
+    }
+    _refuse_any(weights.source, problems)
+    ordinary = {value: value.layout is torch.strided and not value.is_meta and value.numel() for _, value in items}
+    problems = {
+        "holds tensors without values, or sparse ones": [name for name, value in items if not ordinary[value]],
+        "holds tensors that are not floating point (64, 32 or 16 bits)": [
+            f"{name} ({value.dtype})" for name, value in items if value.dtype not in _DTYPES
+        ],
+    }
+    _refuse_any(weights.source, problems)
+    _refuse_any(
+        weights.source, {"holds NaN or infinity": [name for name, value in items if not value.isfinite().all()]}
+    )
+
+
+def _refuse_any(source: str, problems: dict[str, list[str]]) -> None:
+    for problem, names in problems.items():
+        if names:
+            raise UserError(f"{source} {problem}: {listed(names)}.")
 
 
 def listed(names: list[str], most: int = 8) -> str:
     """Names in a line; of very many the first ones and how many more."""
+    names = [name if name.isprintable() else repr(name) for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
@@ -231,50 +267,68 @@ def listed(names: list[str], most: int = 8) -> str:
 
 
 def _read_hub(name: str, revision: str | None) -> Weights:
-    here = f"{name} is neither a file nor a directory here"
+    asked = name
+    for prefix in ("hf-hub:", "hf://", "https://huggingface.co/"):
+        name = name.removeprefix(prefix)
+    name = name.removesuffix("/")
+    asked = asked if asked.isprintable() else repr(asked)
+    here = f"{asked} is neither a file nor a directory here"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".safetensors", *_TORCH_SUFFIXES)):
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).")
+    notes = []
     try:
         config = Path(hf_hub_download(name, CONFIG_FILE, revision=revision))
         # The same commit for all files, whatever is pushed in between.
         sha = config.parent.name
-        weights, found = _download_first(name, _WEIGHTS_FILES, sha)
-        paths = [weights]
-        if found.endswith(".index.json"):
-            paths = [Path(hf_hub_download(name, part, revision=sha)) for part in _parts_of(weights)]
+        weights = _download_first(name, sha)
+        if weights.name.endswith(".index.json"):
+            for part in sorted(set(_read_index(weights).values())):
+                hf_hub_download(name, part, revision=sha)
         try:
             hf_hub_download(name, PROCESSOR_FILE, revision=sha)
+        except LocalEntryNotFoundError:
+            if not constants.HF_HUB_OFFLINE:
+                raise
+            notes = [f"without its {PROCESSOR_FILE}, if it has one: offline, and it is not in the cache"]
         except EntryNotFoundError:
             pass
     except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
         raise UserError(f"{here}, and the Hub cannot be asked for it: {first_line(error)}") from None
     except GatedRepoError:
         raise UserError(
-            f"{name} is a gated model: ask for access on its page, then `hf auth login` with your token."
+            f"{asked} is a gated model: ask for access on its page, then `hf auth login` with your token."
         ) from None
     except RepositoryNotFoundError:
         raise UserError(
             f"{here}, and not a model on the Hub that you may see (a private one needs `hf auth login`)."
         ) from None
     except RevisionNotFoundError:
-        raise UserError(f"{name} has no revision {revision} on the Hub: give a branch, a tag or a commit.") from None
-    except EntryNotFoundError as error:
-        raise UserError(f"{name} on the Hub has no model that can be loaded: {first_line(error)}") from None
+        raise UserError(f"{asked} has no revision {revision} on the Hub: give a branch, a tag or a commit.") from None
+    except EntryNotFoundError:
+        raise UserError(
+            f"{asked} on the Hub lacks {CONFIG_FILE} or weights ({', '.join(_WEIGHTS_FILES)}): to load another file, "
+            "download that and name it."
+        ) from None
     except HFValidationError:
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).") from None
     except _CONNECTION_ERRORS as error:
-        raise UserError(f"{name} cannot be loaded from the Hub now: {first_line(error)}") from None
-    return _read_model(f"{name} at {sha[:12]}", config.parent, paths)
+        raise UserError(f"{asked} cannot be loaded from the Hub now: {first_line(error)}") from None
+    read = _read_model(f"{name} at {sha[:12]}", weights)
+    read.notes += notes
+    return read
 
 
-def _download_first(name: str, files: tuple[str, ...], sha: str) -> tuple[Path, str]:
-    """The first of the files that the repository has."""
-    offline = None
-    for file in files:
+def _download_first(name: str, sha: str) -> Path:
+    """The best file of weights that the repository has."""
+    for file in _WEIGHTS_FILES:
         try:
-            return Path(hf_hub_download(name, file, revision=sha)), file
-        except LocalEntryNotFoundError as error:
-            offline = error
+            return Path(hf_hub_download(name, file, revision=sha))
+        except LocalEntryNotFoundError:
+            # Offline, the next one may be in the cache. Otherwise the Hub did not answer: another file is no answer.
+            if not constants.HF_HUB_OFFLINE:
+                raise
         except EntryNotFoundError:
             pass
-    raise offline or EntryNotFoundError(f"none of {', '.join(files)}")
+    if constants.HF_HUB_OFFLINE:
+        raise LocalEntryNotFoundError("offline (HF_HUB_OFFLINE), and its weights are not in the cache.")
+    raise EntryNotFoundError(f"none of {', '.join(_WEIGHTS_FILES)}")

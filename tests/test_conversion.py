@@ -13,9 +13,10 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from configuration_mae import MAEConfig
-from mae.conversion import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, from_ours, to_ours
+from mae.conversion import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, fold, from_ours, to_ours
 from mae.errors import UserError
-from mae.loading import load_checkpoint, make_plan, our_state, save_checkpoint
+from mae.exporting import lost_in, our_state, save_checkpoint
+from mae.loading import load_checkpoint, make_plan
 from mae.weights import Weights, read_weights
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
 
@@ -32,11 +33,15 @@ PARTS = {
     "pretrain_encoder": MAEModel,
     "finetuned_mean_pool": MAEForImageClassification,
 }
+LABELS = {0: "cat", 1: "dog", 2: "eel"}
 KINDS = {
     "encoder": (MAEModel, {}),
     "pretraining": (MAEForPreTraining, {"norm_pix_loss": True, "mask_ratio": 0.5}),
-    "classification_cls": (MAEForImageClassification, {"num_labels": 3}),
-    "classification_mean": (MAEForImageClassification, {"num_labels": 3, "pooling": "mean"}),
+    "classification_cls": (MAEForImageClassification, {"id2label": LABELS}),
+    "classification_mean": (
+        MAEForImageClassification,
+        {"id2label": LABELS, "pooling": "mean", "problem_type": "multi_label_classification"},
+    ),
 }
 TINY = {
     "hidden_size": 24,
@@ -277,6 +282,17 @@ def test_settings_of_vit_mae(tmp_path):
     assert (config.image_mean, config.image_std) == ([0.0] * 3, [1.0] * 3)
 
 
+def test_the_processor_says_what_images_are_normalised_by(tmp_path):
+    """Also where a user changed it in a directory of ours, and where it is one number."""
+    for kind, save in (("mae", make_model("encoder")), ("vit_mae", make_vit_mae())):
+        path = tmp_path / kind
+        save.save_pretrained(path)
+        processor = {"image_mean": 0.5, "image_std": 0.25, "do_normalize": True}
+        (path / "preprocessor_config.json").write_text(json.dumps(processor))
+        config = load_checkpoint(path)[0].config
+        assert (config.image_mean, config.image_std) == ([0.5] * 3, [0.25] * 3)
+
+
 def test_several_types(tmp_path):
     model = make_model("encoder").half()
     tensors = model.state_dict()
@@ -353,7 +369,8 @@ def test_round_trip(kind, layout, dtype, tmp_path):
             save_checkpoint(model, tmp_path, layout)
         assert not list(tmp_path.iterdir())
         return
-    left_out = save_checkpoint(model, tmp_path, layout)
+    save_checkpoint(model, tmp_path, layout)
+    left_out = lost_in(model, layout)
     path = tmp_path / "checkpoint.pth" if layout == "official" else tmp_path
     again, found = load_checkpoint(path)
     assert found.layout == layout and not found.new and not found.unused and not found.assumed
@@ -368,8 +385,10 @@ def test_round_trip(kind, layout, dtype, tmp_path):
         assert getattr(again.config, name) == getattr(model.config, name), name
     if kind == "pretraining" and layout != "timm":
         assert again.config.norm_pix_loss and again.config.mask_ratio == 0.5
-    if kind.startswith("classification") and layout in ("mae", "official"):
-        assert again.config.id2label == model.config.id2label
+    if kind.startswith("classification"):
+        assert again.config.id2label == model.config.id2label == {0: "cat", 1: "dog", 2: "eel"}
+    if layout in ("mae", "official"):
+        assert again.config.problem_type == model.config.problem_type
 
 
 def test_what_other_codes_do_not_have(tmp_path):
@@ -378,7 +397,9 @@ def test_what_other_codes_do_not_have(tmp_path):
         (rectangle, "vit_mae", "square"),
         (make_model("encoder", pooling="mean"), "vit_mae", "mean pooling"),
         (make_model("encoder", pooling="mean"), "timm", "without a last norm"),
-        (make_model("encoder", hidden_act="relu"), "official", "no relu"),
+        (make_model("encoder", hidden_act="relu"), "official", "official code has hidden_act='gelu' only"),
+        (make_model("encoder", layer_norm_eps=1e-2), "timm", "timm code has layer_norm_eps=1e-06 only"),
+        (make_model("encoder", qkv_bias=False), "official", "official code has qkv_bias=True only"),
     ]:
         with pytest.raises(UserError, match=message):
             save_checkpoint(model, tmp_path, layout)
@@ -405,7 +426,7 @@ def test_encoder_gets_a_fresh_decoder(tmp_path):
 
 
 def test_classifier_of_other_labels(tmp_path):
-    model = make_model("classification_mean", id2label={0: "cat", 1: "dog", 2: "eel"})
+    model = make_model("classification_mean")
     model.save_pretrained(tmp_path)
     same, found = load_checkpoint(tmp_path, num_labels=3)
     assert_same_state(same, model)
@@ -482,7 +503,13 @@ def test_rectangular_tables(tmp_path):
     assert "image_size=32" in found.assumed  # 16 patches: a square, as far as one can tell
     stated, found = load_checkpoint(tmp_path / "learned.pth", image_size=(16, 64), **heads)
     assert_same_state(stated, model)
-    assert not found.changed
+    assert not found.changed and "positions for 2 x 8 patches" in str(found)
+    # A size that the file states wrongly gives way to one that fits.
+    wrong = {"model": from_ours(our_state(model), OFFICIAL), "args": argparse.Namespace(input_size=64)}
+    torch.save(wrong, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match="images of 64 pixels .* give the image_size that it was trained at"):
+        load_checkpoint(tmp_path / "wrong.pth", **heads)
+    assert_same_state(load_checkpoint(tmp_path / "wrong.pth", image_size=(16, 64), **heads)[0], model)
 
     model = make_model("encoder", image_size=(24, 32))
     with torch.no_grad():
@@ -504,6 +531,29 @@ def test_channels_are_never_inflated_by_surprise(tmp_path):
         load_checkpoint(tmp_path, num_channels=1, inflate_channels="max")
     with pytest.raises(UserError, match="nothing to do"):
         load_checkpoint(tmp_path, inflate_channels="mean")
+    # Patch projections that are made anew need no inflation.
+    model, found = load_checkpoint(tmp_path, num_channels=1, patch_size=4)
+    assert model.config.image_mean is None and "inflated" not in str(found)
+    assert "newly initialised: mae.patch_embed (2 tensors); decoder.pred (2 tensors)" in str(found)
+
+
+def test_inflating_images_that_are_not_normalised(tmp_path):
+    """Three channels have a mean and a std by default; these must not."""
+    make_model("pretraining", num_channels=1, image_mean=None, image_std=None).save_pretrained(tmp_path)
+    model, found = load_checkpoint(tmp_path, num_channels=3, inflate_channels="mean")
+    assert (model.config.image_mean, model.config.image_std) == ([0.0] * 3, [1.0] * 3)
+    assert "image_mean=[0.0, 0.0, 0.0]" in str(found)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("layout", ["mae", "vit_mae", "timm", "official"])
+def test_channels_without_normalisation(layout, channels, tmp_path):
+    model = make_model("encoder", num_channels=channels, image_mean=None, image_std=None)
+    save_checkpoint(model, tmp_path, layout)
+    again, _ = load_checkpoint(tmp_path / "checkpoint.pth" if layout == "official" else tmp_path)
+    assert_same_state(again, model)
+    neutral = ([0.0] * channels, [1.0] * channels) if layout == "timm" else (None, None)
+    assert (again.config.image_mean, again.config.image_std) == neutral
 
 
 def test_mean_of_the_channels(tmp_path):
@@ -593,6 +643,12 @@ def test_each_tensor_counts(kind, layout):
         ({"image_size": 33}, "image_size=33 is not divisible by patch_size=8"),
         ({"mask_ratio": 0.01}, "the mask keeps 15 of 16|Pre-training needs visible and removed"),
         ({"masking": "stripes"}, "masking"),
+        ({"num_labels": -1}, "num_labels=-1 must be a number of labels"),
+        ({"id2label": ["a"]}, "id2label=.* must name each"),
+        ({"id2label": {0: "a"}, "num_labels": 2}, "must name each of num_labels=2"),
+        ({"num_channels": 0}, "num_channels=0 must be positive"),
+        ({"num_channels": "1"}, "num_channels='1'"),
+        ({"patch_size": None}, "patch_size=None"),
     ],
 )
 def test_overrides_that_cannot_be(overrides, message, tmp_path):
@@ -613,11 +669,60 @@ def test_configuration_that_contradicts_the_tensors(tmp_path):
         ({"image_size": 64}, "positions for 16 patches; images of 64 pixels in patches of 8 have 64"),
         ({"num_attention_heads": 5}, "hidden_size=24 must be divisible by num_attention_heads=5"),
         ({"num_attention_heads": "2"}, "num_attention_heads"),
-        ({"model_type": "bert"}, "a model of type bert, not a Masked Autoencoder"),
+        ({"model_type": None}, "the model_type in its config.json is None"),
+        ({"model_type": []}, "the model_type in its config.json is ..,"),
+        ({"dtype": []}, "config.json"),
+        ({"model_type": "bert"}, "the model_type in its config.json is 'bert'"),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UserError, match=message):
             load_checkpoint(tmp_path)
+
+
+def test_labels_by_their_names(tmp_path):
+    make_model("encoder").save_pretrained(tmp_path)
+    model, _ = load_checkpoint(tmp_path, MAEForImageClassification, id2label={index: str(index) for index in range(5)})
+    assert model.head.weight.shape[0] == 5 and model.config.id2label[4] == "4"
+
+
+def test_what_else_a_configuration_holds_is_kept(tmp_path):
+    config = make_model("encoder").config
+    config.my_note = "from the second microscope"
+    MAEModel(config).save_pretrained(tmp_path)
+    assert load_checkpoint(tmp_path)[0].config.my_note == "from the second microscope"
+
+
+def test_timm_settings(tmp_path):
+    """What its arguments change is translated or refused, and its class names are ours."""
+    timm = pytest.importorskip("timm")
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, act_layer="relu").eval()
+    arguments = {"act_layer": "relu", "img_size": 32, "num_classes": 3}
+    timm.models.save_for_hf(
+        vit,
+        tmp_path,
+        model_config={"label_names": ["cat", "dog", "eel"]},
+        model_args=arguments,
+        safe_serialization=True,
+    )
+    model, _ = load_checkpoint(tmp_path)
+    assert model.config.hidden_act == "relu" and model.config.id2label == LABELS
+    images, _ = inputs()
+    with torch.no_grad():
+        close(model(images).logits, vit(images))
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["model_args"]["init_values"] = 1e-5
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="timm's model_args init_values=1e-05 have no counterpart"):
+        load_checkpoint(tmp_path)
+
+
+def test_names_are_folded_and_printable():
+    assert fold(["a.0.b", "a.1.b", "a.2.b", "a.7.b", "a.3.c", "d"]) == ["a.{0-2,7}.b", "a.3.c", "d"]
+    tensors = {**make_model("encoder").state_dict(), "evil\nerror: all good": torch.zeros(1)}
+    tensors |= {f"blocks.{index}.norm1.weight": torch.zeros(24) for index in range(900)}
+    with pytest.raises(UserError) as error:
+        make_plan(Weights("it", tensors), num_attention_heads=2)
+    assert "\n" not in str(error.value) and "evil" in str(error.value) and len(str(error.value)) < 2000
 
 
 def test_not_a_masked_autoencoder():

@@ -22,7 +22,8 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForP
 from mae.arguments import PreTrainingRecipe
 from mae.conversion import VIT_MAE_SAVED_BY_5
 from mae.errors import UserError
-from mae.loading import load_checkpoint, save_checkpoint
+from mae.exporting import save_checkpoint
+from mae.loading import load_checkpoint
 from mae.training import build_model
 from modeling_mae import MAEForPreTraining, MAEModel
 
