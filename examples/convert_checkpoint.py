@@ -30,7 +30,7 @@ from mae.errors import UserError, first_line
 from mae.exporting import check_expressible, lost_in, our_state, save_checkpoint
 from mae.loading import Found, build, make_plan, summarise
 from mae.weights import PROCESSOR_FILE, Weights, read_weights
-from modeling_mae import MAEForImageClassification, MAEPreTrainedModel, make_image_processor
+from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
 
 
 @dataclass
@@ -89,7 +89,8 @@ def main() -> None:
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
-        if found.layout == target == "mae" and weights.processor is not None and fits_processor(model, weights):
+        kept = found.layout == target == "mae" and not {"image_mean", "image_std"} & overrides.keys()
+        if kept and weights.processor is not None and fits_processor(model, weights):
             (unfinished / PROCESSOR_FILE).write_text(json.dumps(weights.processor, indent=2) + "\n", encoding="utf-8")
         save_checkpoint(model, unfinished, target)
         if target == "mae":
@@ -145,15 +146,9 @@ def check_equal(again: MAEPreTrainedModel, model: MAEPreTrainedModel) -> None:
 
 
 def fits_processor(model: MAEPreTrainedModel, weights: Weights) -> bool:
-    """Whether the processor of a directory of ours is still right for the model."""
+    """Whether the processor of a directory of ours is for images as the model takes them."""
     own, config = MAEConfig.from_dict(weights.config), model.config
-    sizes = to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
-    processor = make_image_processor(config)
-    theirs = weights.processor
-    normalised = all(
-        theirs.get(name) == getattr(processor, name) for name in ("image_mean", "image_std", "do_normalize")
-    )
-    return sizes and normalised
+    return to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
 
 
 def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> ModelCard:

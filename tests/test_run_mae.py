@@ -363,8 +363,8 @@ ERRORS = [
     (["--recipe", "nowhere.yaml"], "--recipe nowhere.yaml cannot be read: No such file or directory."),
     (["--hidden_size", "3"], "unknown argument --hidden_size."),
     (["--config_overrides", "hidden_size=10"], "hidden_size=10 must be divisible by num_attention_heads"),
-    (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: key hidden isn't in the original config"),
-    (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: "),
+    (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: wanted are fields of the configuration"),
+    (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: wanted are fields"),
     (["--config_overrides", "num_channels=13"], "Image files have 1 or 3 channels; the model's num_channels is 13."),
     (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
     (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "which its weights are made for, not 192."),
@@ -374,7 +374,10 @@ ERRORS = [
     (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
     (["--model_size", "giant"], "size='giant' is not a known model size"),
     (["--model_name_or_path", "./nowhere"], "./nowhere"),
-    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_attention_heads=4"], "num_attention_heads=2, wh"),
+    (
+        ["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_attention_heads=4"],
+        "num_attention_heads=2, wh",
+    ),
     (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_channels=1"], "say with inflate_channels how"),
 ]
 

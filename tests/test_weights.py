@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from hub import READ_TOKEN, Hub
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, make_model, make_vit_mae
 from transformers import BertConfig, BertModel
@@ -149,6 +149,35 @@ def with_nan(folder):
     return torch_file(folder / "m.pth", {"model": weights})
 
 
+def meta(folder):
+    return torch_file(folder / "m.pth", {**state(), "norm.bias": torch.zeros(24, device="meta")})
+
+
+def sparse(folder):
+    return torch_file(folder / "m.pth", {**state(), "norm.bias": torch.ones(24).to_sparse()})
+
+
+def float8(folder):
+    return torch_file(folder / "m.pth", {**state(), "norm.bias": torch.ones(24).to(torch.float8_e4m3fn)})
+
+
+def names_that_are_numbers(folder):
+    return torch_file(folder / "m.pth", {0: torch.zeros(3)})
+
+
+def torchscript(folder):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(folder / "m.pt"))
+    return folder / "m.pt"
+
+
+def damaged_old_format(folder):
+    path = torch_file(folder / "m.pth", {"model": state()}, _use_new_zipfile_serialization=False)
+    data = bytearray(path.read_bytes())
+    data[60:200:7] = b"\xff" * len(data[60:200:7])
+    path.write_bytes(data)
+    return path
+
+
 def unknown_suffix(folder):
     (folder / "m.h5").write_bytes(b"hello")
     return folder / "m.h5"
@@ -172,8 +201,14 @@ BROKEN = {
     a_tensor: "holds a Tensor, not a dictionary",
     no_tensors: "holds no tensors",
     numbers: "holds other things than tensors: epoch",
-    integers: r"not floating point: cls_token \(torch.int64\)",
-    with_nan: "holds NaN or infinity, in (norm.weight, blocks.1.mlp.fc1.bias|blocks.1.mlp.fc1.bias, norm.weight)",
+    integers: r"not floating point \(64, 32 or 16 bits\): cls_token \(torch.int64\)",
+    with_nan: "holds NaN or infinity: (norm.weight, blocks.1.mlp.fc1.bias|blocks.1.mlp.fc1.bias, norm.weight)",
+    meta: "holds tensors without values, or sparse ones: norm.bias",
+    sparse: "holds tensors without values, or sparse ones: norm.bias",
+    float8: "not floating point .64, 32 or 16 bits.: norm.bias .torch.float8",
+    names_that_are_numbers: "whose names are no strings: 0",
+    torchscript: "is a TorchScript program, not weights",
+    damaged_old_format: "not a (whole )?torch file",
     unknown_suffix: "not a kind of file that holds weights",
 }
 
@@ -212,6 +247,11 @@ def test_directories(tmp_path):
     parts = sorted(tmp_path.glob("*.safetensors"))
     assert len(parts) > 1
     assert_same_state(load_checkpoint(tmp_path)[0], model)
+    torch.save(make_model("encoder").half().state_dict(), tmp_path / "pytorch_model.bin")
+    assert load_checkpoint(tmp_path)[0].dtype == torch.float32
+    named, _ = load_checkpoint(tmp_path / "pytorch_model.bin")  # that one, with the directory's configuration
+    assert named.dtype == torch.float16 and named.config.num_attention_heads == 2
+    (tmp_path / "pytorch_model.bin").unlink()
 
     index = tmp_path / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -223,17 +263,21 @@ def test_directories(tmp_path):
     parts[0].rename(tmp_path / "away")
     with pytest.raises(UserError, match=f"{parts[0].name} does not exist"):
         load_checkpoint(tmp_path)
-    for name in ("../outside.safetensors", "/etc/passwd"):
+    for name in ("../outside.safetensors", "/etc/passwd", "..", 3):
         index.write_text(json.dumps({"weight_map": {**content["weight_map"], "norm.bias": name}}))
         with pytest.raises(UserError, match="which is not a file beside it"):
             load_checkpoint(tmp_path)
+    index.write_text(json.dumps({"weight_map": {**content["weight_map"], "more": parts[1].name}}))
+    (tmp_path / "away").rename(parts[0])
+    with pytest.raises(UserError, match="names tensors that no part holds: more"):
+        load_checkpoint(tmp_path)
     index.write_text("{}")
     with pytest.raises(UserError, match="has no weight_map"):
         load_checkpoint(tmp_path)
     index.unlink()
     with pytest.raises(UserError, match="has no weights: none of model.safetensors"):
         load_checkpoint(tmp_path)
-    for text in ("{", "[]", "\x00"):
+    for text in ("{", "[]", "\x00", "[" * 100_000):
         (tmp_path / "config.json").write_text(text)
         save_file(model.state_dict(), tmp_path / "model.safetensors")
         with pytest.raises(UserError, match="config.json (cannot be read|must hold a JSON object)"):
@@ -251,8 +295,20 @@ def test_directory_without_a_configuration(tmp_path):
 def test_another_model(tmp_path):
     config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="is a model of type bert, not a Masked Autoencoder"):
+    with pytest.raises(UserError, match="the model_type in its config.json is 'bert'"):
         load_checkpoint(tmp_path)
+
+
+def test_several_sets_of_weights(tmp_path):
+    """timm's trainer keeps an average of the weights too; DistributedDataParallel names them otherwise."""
+    model = make_model("encoder")
+    average = {name: tensor * 0 for name, tensor in model.state_dict().items()}
+    path = torch_file(tmp_path / "checkpoint.pth.tar", {"state_dict": model.state_dict(), "state_dict_ema": average})
+    loaded, found = load_checkpoint(path, num_attention_heads=2)
+    assert_same_state(loaded, model)
+    assert "state_dict_ema, other weights in the file, left out" in str(found)
+    wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    assert_same_state(load_checkpoint(torch_file(tmp_path / "ddp.pth", wrapped), num_attention_heads=2)[0], model)
 
 
 # Hub
@@ -292,9 +348,50 @@ def test_our_models_on_the_hub(hub: Hub):
     loaded, found = load_checkpoint("me/ours", image_size=48)
     assert found.layout == "mae" and loaded.config.image_size == 48
     assert_same_state(loaded, type(model).from_pretrained("me/ours", image_size=48))
-    # Everything of one commit, whatever is pushed in between.
-    files = [request.path for request in hub.requests if "/resolve/" in request.path]
-    assert {path.split("/resolve/")[1].split("/")[0] for path in files} <= {"main", HfApi().model_info("me/ours").sha}
+    # All but the first file by the commit that it came from, whatever is pushed in between.
+    files = [request.path.split("/resolve/")[1] for request in hub.requests if "/resolve/" in request.path]
+    sha = HfApi().model_info("me/ours").sha
+    revisions = {path.split("/", 1)[1]: path.split("/")[0] for path in files if not path.startswith("main/config")}
+    assert revisions["model.safetensors"] == revisions["preprocessor_config.json"] == sha
+    assert {path.split("/")[0] for path in files if not path.endswith("config.json")} == {sha}
+
+
+def upload(name, folder):
+    HfApi().create_repo(f"me/{name}", exist_ok=True)
+    HfApi().upload_folder(folder_path=folder, repo_id=f"me/{name}")
+
+
+def test_a_file_that_the_hub_does_not_give_now_is_no_missing_one(hub: Hub, tmp_path, monkeypatch):
+    """Neither other weights nor other means in its place."""
+    make_vit_mae().save_pretrained(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    upload("now-and-then", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for file in ("model.safetensors", "preprocessor_config.json"):
+        hub.fault("HEAD", rf"/resolve/.*/{file}$", status=500, times=99)
+        with pytest.raises(UserError, match="cannot be asked for it"):
+            load_checkpoint("me/now-and-then")
+        hub.faults.clear()
+    assert load_checkpoint("me/now-and-then")[0].config.image_mean == [0.1, 0.2, 0.3]
+
+
+def test_offline_without_the_processor(hub: Hub, tmp_path, monkeypatch):
+    """Cached by transformers, which does not ask for it: told, because the means are then assumed."""
+    make_vit_mae().save_pretrained(tmp_path)
+    upload("cached", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for file in ("config.json", "model.safetensors"):
+        hf_hub_download("me/cached", file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _, found = load_checkpoint("me/cached")
+    assert "without its preprocessor_config.json, if it has one: offline" in str(found)
+
+
+def test_names_as_people_copy_them(on_the_hub):
+    for name in ("hf-hub:me/torch", "https://huggingface.co/me/torch", "me/torch/"):
+        assert load_checkpoint(name)[1].source.startswith("me/torch at ")
 
 
 def test_what_the_hub_does_not_give(on_the_hub, hub: Hub, monkeypatch, tmp_path):
@@ -304,7 +401,9 @@ def test_what_the_hub_does_not_give(on_the_hub, hub: Hub, monkeypatch, tmp_path)
         ("model.pth", None, "cannot be a model on the Hub"),
         ("a b", None, "cannot be a model on the Hub"),
         ("me/whole", "v2", "has no revision v2 on the Hub"),
-        ("me/nothing", None, "has no model that can be loaded: none of model.safetensors"),
+        ("me/nothing", None, "lacks config.json or weights .model.safetensors"),
+        ("me\n/pre", None, "cannot be a model on the Hub"),
+        ("x" * 300, None, "neither a file nor a directory here"),
     ]:
         with pytest.raises(UserError, match=message) as error:
             read_weights(name, revision)
