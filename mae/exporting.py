@@ -11,7 +11,7 @@ from transformers import ViTMAEConfig
 
 from configuration_mae import MAEConfig, to_pair
 from mae.conversion import LAYOUTS, from_ours, names_in
-from mae.errors import UserError
+from mae.errors import UserError, first_line
 from mae.settings import LABEL_FIELDS
 from mae.weights import CONFIG_FILE
 from modeling_mae import (
@@ -94,7 +94,11 @@ def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> Non
         names = list(MAEConfig.__annotations__)
         if isinstance(model, MAEForImageClassification):
             names += LABEL_FIELDS
-        torch.save({"model": tensors, "config": {name: getattr(config, name) for name in names}}, folder / TORCH_FILE)
+        content = {"model": tensors, "config": {name: getattr(config, name) for name in names}}
+        try:
+            torch.save(content, folder / TORCH_FILE)
+        except RuntimeError as error:  # so torch tells of a full disk
+            raise OSError(first_line(error)) from error
         return
     if layout == "timm":
         (folder / CONFIG_FILE).write_text(json.dumps(timm_config(model), indent=2) + "\n", encoding="utf-8")

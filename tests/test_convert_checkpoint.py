@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import resource
 import runpy
 import subprocess
 import sys
@@ -269,6 +270,20 @@ def test_a_directory_of_the_users_is_never_removed(tmp_path):
     assert convert("--input", tmp_path / "ours", "--output", tmp_path / "output").returncode == 0
     assert (tmp_path / "output.unfinished" / "precious").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "output", "output.unfinished"]
+
+
+@pytest.mark.parametrize("layout", ["mae", "official", "timm", "vit_mae"])
+def test_a_full_disk(layout, tmp_path):
+    """Files may grow to 20,000 bytes here, which the weights do not fit in."""
+    make_model("encoder").save_pretrained(tmp_path / "ours")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        message = error_of("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "theirs cannot be written: " in message
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 def test_what_was_written_is_read_back(tmp_path, monkeypatch):
