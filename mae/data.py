@@ -23,7 +23,7 @@ from mae.decoding import EncodedImage, decode_image
 from mae.errors import DataError, UserError, first_line
 from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
 from mae.sources import Source
-from modeling_mae import mask_from_noise, num_visible_patches
+from modeling_mae import num_visible_patches
 
 
 DIGEST_SIZE = 16
@@ -78,7 +78,8 @@ class Decode(Dataset):
         # Plain attributes: looking one up in a configuration takes a hundred times as long.
         self.num_channels = config.num_channels
         self.num_patches = config.num_patches
-        self.masking = (config.grid_size, num_visible_patches(config.num_patches, config.mask_ratio), config.masking)
+        num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
+        self.masking = f"{config.masking} {config.grid_size} {num_visible}"
         self.size = list(to_pair(config.image_size))
         self.crop = v2.RandomResizedCrop(self.size, scale=(0.2, 1.0))
 
@@ -91,8 +92,8 @@ class Decode(Dataset):
             return {"sample": sample, "skipped": reason, "digest": self.digest(sample, "skipped")}
         if flip:
             pixels = TF.horizontal_flip(pixels)
-        _, mask, _ = mask_from_noise(noise[None], *self.masking)
-        digest = self.digest(sample, tuple(sorted(box.items())), flip, np.packbits(mask.bool().numpy()).tobytes())
+        # The noise and how it is used stand for the mask, which is a function of both.
+        digest = self.digest(sample, *box.values(), flip, noise.numpy().tobytes(), self.masking)
         return {"sample": sample, "pixel_values": pixels, "noise": noise, "digest": digest}
 
     def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, torch.Tensor]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
+from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
 
@@ -22,7 +22,7 @@ except ImportError:
     decode_jpeg = None
 
 # JPEGs from here on are decoded at a fraction of their size where the crop allows it.
-LARGE_JPEG_PIXELS = 12_000_000
+LARGE_PIXELS = 12_000_000
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*")
 _JPEG = b"\xff\xd8"
@@ -51,13 +51,16 @@ class EncodedImage:
         if data.startswith(_NPY) or (num_channels not in (1, 3) and data.startswith(_TIFF)):
             self.array = _read_array(data, num_channels)
             self.height, self.width = self.array.shape[:2]
-        else:
-            self.picture = Image.open(io.BytesIO(data))  # has a limit of its own, about 179 megapixels
-            self.width, self.height = self.picture.size
-            if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
-                self.height, self.width = self.picture.size
-            if num_channels not in (1, 3):
-                raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
+            return
+        if num_channels in (1, 3) and decode_jpeg is not None and (size := plain_jpeg_size(data)):
+            self.height, self.width = size
+            return
+        self.picture = Image.open(io.BytesIO(data))  # has a limit of its own, about 179 megapixels
+        self.width, self.height = self.picture.size
+        if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
+            self.height, self.width = self.picture.size
+        if num_channels not in (1, 3):
+            raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
 
     def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
         """
@@ -67,14 +70,15 @@ class EncodedImage:
         twice the pixels of `size` along each side.
         """
         reduction = 1
-        if self.picture is not None and self.picture.format == "JPEG":
-            if self.height * self.width >= LARGE_JPEG_PIXELS:
-                allowed = min(height // (2 * size[0]), width // (2 * size[1]))
-                reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
+        if self.picture is not None and self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS:
+            allowed = min(height // (2 * size[0]), width // (2 * size[1]))
+            reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
         bottom, right = (top + height) // reduction, (left + width) // reduction
         top, left = top // reduction, left // reduction
-        pixels = self.decode(reduction)[:, top:bottom, left:right]
-        pixels = TF.resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        # A copy of the crop, in the decoder's own order of memory: a third faster to resize than a view of the image.
+        pixels = self.decode(reduction)[:, top:bottom, left:right][None].contiguous(memory_format=torch.channels_last)
+        # What torchvision's resize does, without its dispatch.
+        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
         return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
 
     def decode(self, reduction: int = 1) -> Tensor:
@@ -99,6 +103,25 @@ class EncodedImage:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = _to_8_bits(picture, self.picture.format)
         return TF.pil_to_tensor(picture.convert("L" if self.num_channels == 1 else "RGB"))
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """
+    (height, width) of a JPEG of an ordinary size that has no EXIF, from its markers; None for anything else, which is
+    left to Pillow. A third of its time.
+    """
+    if not data.startswith(_JPEG):
+        return None
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker == 0xE1:  # EXIF may say that the image is turned
+            return None
+        if 0xC0 <= marker <= 0xC3:  # the start of a frame
+            height, width = int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+            return (height, width) if 0 < height * width < LARGE_PIXELS else None
+        at += 2 + length
+    return None
 
 
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
