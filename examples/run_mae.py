@@ -24,7 +24,7 @@ from mae.checkpointing import CURVE_FILE, METRICS_FILE, RECONSTRUCTION_FILE, Run
 from mae.data import load_images
 from mae.errors import DataError, UserError
 from mae.sources import open_dataset, open_folder
-from mae.training import PreTraining, build_model, make_accelerator
+from mae.training import PreTraining, build_model, choose_statistics, make_accelerator
 from mae.visualization import save_curve, save_reconstruction
 
 
@@ -38,14 +38,18 @@ def main() -> None:
     accelerator = make_accelerator()
     logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
+    model, found = build_model(recipe)
     if recipe.train_dir is not None:
-        source = open_folder(recipe.train_dir, "--train_dir")
-        held_out = open_folder(recipe.validation_dir, "--validation_dir") if recipe.validation_dir else None
+        channels = model.config.num_channels
+        source = open_folder(recipe.train_dir, "--train_dir", channels)
+        held_out = None
+        if recipe.validation_dir is not None:
+            held_out = open_folder(recipe.validation_dir, "--validation_dir", channels)
     else:
         source, held_out = open_dataset(
             recipe.dataset_name or str(HERE / "data" / "emoji"), recipe.dataset_config_name, recipe.image_column_name
         )
-    model, found = build_model(recipe)
+    measured = choose_statistics(model, source, recipe)
     training = PreTraining(model, source, recipe, arguments, accelerator)
     images = load_images(held_out or source, model.config, count=12)  # now, not when training is done
     run = RunDirectory(
@@ -58,6 +62,8 @@ def main() -> None:
 
     if found is not None:
         accelerator.print(found)
+    if measured is not None:
+        accelerator.print(measured)
     threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "

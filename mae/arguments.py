@@ -69,6 +69,14 @@ class PreTrainingRecipe:
     mask_ratio: float | None = field(
         default=None, metadata={"help": "Share of the patches to remove. Default: the model's, 0.75."}
     )
+    image_mean: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Mean of each channel of images in [0, 1], or one for all; auto measures it and --image_std on "
+            "1,000 images. Default: the model's, which for 3 channels is ImageNet's."
+        },
+    )
+    image_std: list[str] | None = field(default=None, metadata={"help": "Standard deviation, as --image_mean."})
     norm_pix_loss: bool | None = field(
         default=None, metadata={"help": "Normalise target pixels within each patch (Table 1d). Default: the model's."}
     )
@@ -105,6 +113,10 @@ class PreTrainingRecipe:
             value = getattr(self, name)
             if value is not None and len(value) not in (1, 2):
                 raise UserError(f"--{name} {' '.join(map(str, value))}: give a side, or height and width.")
+        if (self.image_mean is None) != (self.image_std is None) and self.image_mean != ["auto"]:
+            raise UserError("--image_mean and --image_std go together: give both, or --image_mean auto alone.")
+        if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
+            raise UserError("--image_mean auto measures --image_std too: leave it out.")
         positive = {"base_learning_rate": self.base_learning_rate}
         if self.max_steps <= 0:
             positive["num_train_epochs"] = self.num_train_epochs
@@ -138,6 +150,9 @@ class RunArguments:
     logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
     save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    max_bad_fraction: float = field(
+        default=0.01, metadata={"help": "Share of images that cannot be read above which the run stops."}
+    )
 
     def __post_init__(self) -> None:
         for name in (
@@ -150,6 +165,8 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1.")
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
         if self.dataloader_num_workers < 0:
             raise UserError(f"--dataloader_num_workers {self.dataloader_num_workers} must not be negative.")
 
@@ -170,6 +187,16 @@ class _Parser(HfArgumentParser):
 def _nearest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def parse_statistics(flag: str, values: list[str] | None) -> list[float] | None:
+    """The numbers of --image_mean or --image_std; None where they are to be measured, or the model's."""
+    if values is None or values == ["auto"]:
+        return None
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise UserError(f"--{flag} {' '.join(values)}: wanted are numbers, or auto.") from None
 
 
 def parse_overrides(overrides: str | None) -> dict[str, Any]:

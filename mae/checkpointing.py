@@ -3,6 +3,7 @@ A run's directory: whose it is, its log, its checkpoints.
 
     run.json             identity of the run: everything that changes its results
     metrics.jsonl        a line for each logged step
+    skipped.jsonl        a line for each image that cannot be read, the first time that it is met
     checkpoint-N/        model, optimizer and position after step N; each loads with from_pretrained
     train_results.json   written last: the mark of a finished run
 
@@ -13,17 +14,20 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from mae.errors import UserError
 
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
 RESULTS_FILE = "train_results.json"
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "trainer_state.json"
@@ -33,6 +37,7 @@ RECONSTRUCTION_FILE = "reconstruction.png"
 _FILES = (
     RUN_FILE,
     METRICS_FILE,
+    SKIPPED_FILE,
     RESULTS_FILE,
     CURVE_FILE,
     RECONSTRUCTION_FILE,
@@ -42,6 +47,7 @@ _FILES = (
     "modeling_mae.py",
     "configuration_mae.py",
 )
+_SKIPPED_SHOWN = 5
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -170,14 +176,38 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict]:
         """The logged lines; a last line torn by a kill is left out."""
-        path = self.path / METRICS_FILE
-        metrics = []
+        return self._read_lines(METRICS_FILE)
+
+    def _read_lines(self, name: str) -> list[dict]:
+        path, lines = self.path / name, []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
             try:
-                metrics.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError:
                 break
-        return metrics
+        return lines
+
+    def log_skipped(self, skipped: list[tuple[tuple[str, int], str]]) -> None:
+        """Names images that cannot be read, (origin, reason) each, in skipped.jsonl and the first ones on stderr."""
+        if not self.is_main_process:
+            return
+        lines = self._read_lines(SKIPPED_FILE)
+        known = {(line["file"], line["row"]) for line in lines}
+        for (file, row), reason in skipped:
+            if (file, row) in known:
+                continue
+            known.add((file, row))
+            lines.append({"file": file, "row": row, "reason": reason})
+            if len(lines) <= _SKIPPED_SHOWN:
+                more = f"; further ones are in {self.path / SKIPPED_FILE} only" if len(lines) == _SKIPPED_SHOWN else ""
+                tqdm.write(f"Skipped an unreadable image, {file} row {row}: {reason}{more}", file=sys.stderr)
+        self._replace(SKIPPED_FILE, lines)
+
+    def _replace(self, name: str, lines: list[dict]) -> None:
+        """Writes a file of lines whole or not at all."""
+        unfinished = self.path / (name + ".unfinished")
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(unfinished, self.path / name)
 
     def log(self, metrics: dict) -> None:
         if self.is_main_process:
@@ -187,10 +217,7 @@ class RunDirectory:
     def cut_metrics(self, step: int) -> None:
         """Forgets what was logged after a step, which is about to be trained again."""
         if self.is_main_process:
-            kept = [json.dumps(line) + "\n" for line in self.read_metrics() if line["step"] <= step]
-            unfinished = self.path / (METRICS_FILE + ".unfinished")
-            unfinished.write_text("".join(kept), encoding="utf-8")
-            os.replace(unfinished, self.path / METRICS_FILE)
+            self._replace(METRICS_FILE, [line for line in self.read_metrics() if line["step"] <= step])
 
     # Checkpoints
 

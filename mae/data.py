@@ -192,6 +192,32 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) ->
     return torch.stack(images)
 
 
+def measure_statistics(
+    source: Source, order: SampleOrder, config: MAEConfig, count: int
+) -> tuple[list[float], list[float], int]:
+    """
+    Mean and standard deviation of each channel, in [0, 1], over the pixels of the first images that training will
+    see; and how many these were, at most `count`.
+    """
+    size = min(count, order.epoch_length)
+    stream = SampleStream(source, order, batch_size=1, stop=size)
+    total = squares = torch.zeros(config.num_channels, dtype=torch.float64)
+    num_images = 0
+    for batch in make_loader(stream, config):
+        if batch.weight:
+            pixels = batch.pixel_values.double() / 255
+            total = total + pixels.mean(dim=(0, 2, 3))
+            squares = squares + pixels.square().mean(dim=(0, 2, 3))
+            num_images += 1
+    if not num_images:
+        raise UserError(f"None of the first {size} images can be read: --image_mean auto has nothing to measure.")
+    mean, variance = total / num_images, squares / num_images - (total / num_images) ** 2
+    std = variance.clamp(min=0).sqrt()
+    if not std.all():
+        raise UserError(f"A channel of the first {num_images} images has the same value everywhere: no --image_std.")
+    return mean.tolist(), std.tolist(), num_images
+
+
 # Streaming
 
 

@@ -7,28 +7,31 @@ each global batch, and a prepared DataLoader would take every other batch of it.
 
 import hashlib
 import os
-import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
-from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides
-from mae.checkpointing import RunDirectory
-from mae.data import SampleStream, make_loader, normalize, samples_digest
+from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
+from mae.checkpointing import SKIPPED_FILE, RunDirectory
+from mae.data import SampleStream, make_loader, measure_statistics, normalize, samples_digest
 from mae.errors import DataError, UserError, first_line
 from mae.loading import Found, load_checkpoint
 from mae.optimization import learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
 from modeling_mae import MAEForPreTraining
+
+
+# How many images --image_mean auto looks at.
+STATISTICS_IMAGES = 1000
 
 
 def make_accelerator() -> Accelerator:
@@ -73,6 +76,10 @@ def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | N
             value = value[0] if len(value) == 1 else tuple(value)
         if value is not None:
             fields[name] = value
+    for name in ("image_mean", "image_std"):
+        values = parse_statistics(name, getattr(recipe, name))
+        if values is not None:
+            fields[name] = values[0] if len(values) == 1 else values
     try:
         if recipe.model_name_or_path is None:
             return MAEForPreTraining(MAEConfig.from_size(recipe.model_size or "base", **fields)), None
@@ -91,6 +98,27 @@ def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | N
         inflate_channels=recipe.inflate_channels,
         **fields,
     )
+
+
+def choose_statistics(model: MAEForPreTraining, source: Source, recipe: PreTrainingRecipe) -> str | None:
+    """
+    Sets the mean and std that images are normalised by where they are to be measured, and says so.
+
+    Raises:
+        UserError: where nobody has said what they are, for another number of channels than 3.
+    """
+    config = model.config
+    if recipe.image_mean == ["auto"]:
+        order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
+        config.image_mean, config.image_std, count = measure_statistics(source, order, config, STATISTICS_IMAGES)
+        mean, std = ([round(value, 4) for value in values] for values in (config.image_mean, config.image_std))
+        return f"Measured on {count} images: --image_mean {mean}, --image_std {std}"
+    if config.image_mean is None:
+        raise UserError(
+            f"Images of {config.num_channels} channels have no usual mean and std: give --image_mean and --image_std, "
+            "or --image_mean auto to measure them. 0 and 1 leave pixels as they are, in [0, 1]."
+        )
+    return None
 
 
 def hash_weights(model: MAEForPreTraining) -> str:
@@ -176,11 +204,11 @@ class PreTraining:
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
-        replaced = ("model_name_or_path", "inflate_channels")
-        replaced += ("dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir")
-        replaced += ("model_size", "image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides")
+        replaced = {"dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir"}
+        replaced |= {"model_name_or_path", "model_size", "inflate_channels", "image_mean", "image_std"}
+        replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
         if self.recipe.max_steps > 0:
-            replaced += ("num_train_epochs",)
+            replaced.add("num_train_epochs")
         recipe = {name: value for name, value in asdict(self.recipe).items() if name not in replaced}
         config = {name: getattr(self.model.config, name) for name in MAEConfig.__annotations__}
         return {
@@ -191,6 +219,19 @@ class PreTraining:
             "data_fingerprint": self.source.fingerprint,
             "model": config,
         }
+
+    def _check_bad(self, num_bad: int, step: int, run: RunDirectory) -> None:
+        """Stops where too many images cannot be read; not before there are enough of them to say so."""
+        seen = step * self.batch_size
+        reason = f"see {run.path / SKIPPED_FILE}"
+        if num_bad == seen:
+            raise DataError(f"None of the first {seen} images can be read ({reason}): nothing was trained.")
+        limit = self.arguments.max_bad_fraction
+        if num_bad > limit * seen and (seen >= min(1000, self.order.epoch_length) or step == self.num_steps):
+            raise DataError(
+                f"{num_bad} of {seen} images cannot be read ({reason}), more than --max_bad_fraction {limit}: mend or "
+                "remove them, or raise that, and the run goes on from its last checkpoint."
+            )
 
     def train(self, run: RunDirectory) -> dict:
         """
@@ -228,7 +269,8 @@ class PreTraining:
 
         started = logged_at = time.perf_counter()
         data_wait, last_logged, loss = 0.0, first_step, None
-        num_read = 0.0  # images of this process that could be read
+        num_bad = state["num_bad"] if state else 0  # images that could not be read, over all processes
+        skipped = []  # those of this process since the last logged step
         for step in range(first_step + 1, self.num_steps + 1):
             learning_rate = learning_rate_at(
                 (step - 1) / self.steps_per_epoch, self.learning_rate, recipe.warmup_epochs, self.num_epochs
@@ -241,8 +283,7 @@ class PreTraining:
                 asked = time.perf_counter()
                 batch = next(batches)
                 data_wait += time.perf_counter() - asked
-                for (file, row), reason in batch.skipped:
-                    tqdm.write(f"Skipped an unreadable image, {file} row {row}: {reason}", file=sys.stderr)
+                skipped += batch.skipped
                 synchronised = micro_step == self.accumulation
                 with nullcontext() if synchronised else accelerator.no_sync(model):
                     images = batch.pixel_values.to(accelerator.device, non_blocking=True)
@@ -253,19 +294,20 @@ class PreTraining:
                     micro_loss = model(pixel_values, noise=noise).loss * (batch.weight / self.accumulation)
                     accelerator.backward(micro_loss)
                 step_loss += micro_loss.detach()
-                num_read += batch.weight * batch.size
                 digests.append(batch.digests)
             optimizer.step()
             optimizer.zero_grad()
             bar.update()
 
             if step % arguments.logging_steps == 0 or step == self.num_steps:
-                loss, any_read = accelerator.reduce(
-                    torch.stack([step_loss, step_loss.new_tensor(num_read)]), "mean"
+                loss, mean_bad = accelerator.reduce(
+                    torch.stack([step_loss, step_loss.new_tensor(len(skipped))]), "mean"
                 ).tolist()
-                if not any_read:
-                    seen = (step - first_step) * self.batch_size
-                    raise DataError(f"None of the first {seen} images can be read: nothing was trained.")
+                if mean_bad:
+                    num_bad += round(mean_bad * accelerator.num_processes)
+                    run.log_skipped(gather_object(skipped))
+                    skipped = []
+                    self._check_bad(num_bad, step, run)
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
@@ -284,7 +326,7 @@ class PreTraining:
                 data_wait, last_logged, logged_at = 0.0, step, now
 
             if step % arguments.save_steps == 0 or step == self.num_steps:
-                state = {"step": step, "position": step * self.batch_size}
+                state = {"step": step, "num_bad": num_bad}
                 run.save(self.model, optimizer, state, arguments.save_total_limit)
                 accelerator.wait_for_everyone()
         bar.close()

@@ -29,6 +29,7 @@ from mae.data import (
     denormalize,
     load_images,
     make_loader,
+    measure_statistics,
     normalize,
     samples_digest,
 )
@@ -417,6 +418,28 @@ def test_normalize_and_back():
     plain = MAEConfig(num_channels=4)
     four = torch.randint(0, 256, (2, 4, 4, 4), dtype=torch.uint8)
     assert torch.equal(normalize(four, plain), four / 255)
+
+
+def test_measured_statistics(tmp_path):
+    """Against numpy over the same images, which are so large that a crop does not matter; one is unreadable."""
+    generator = np.random.default_rng(0)
+    colours = generator.integers(0, 256, (24, 3), dtype=np.uint8)
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (64, 64), tuple(map(int, colour))).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "99.png").write_bytes(b"no image")
+    source = open_folder(str(tmp_path), "--train_dir")
+    order = SampleOrder(source.group_sizes, seed=0, lanes=5)
+    mean, std, count = measure_statistics(source, order, CONFIG, count=1000)
+    assert count == 24
+    np.testing.assert_allclose(mean, colours.mean(0) / 255, atol=1e-6)
+    np.testing.assert_allclose(std, colours.std(0) / 255, atol=1e-6)
+    assert measure_statistics(source, order, CONFIG, count=1000) == (mean, std, count)
+    assert measure_statistics(source, order, CONFIG, count=10)[2] <= 10
+    grey = [encode(Image.new("RGB", (8, 8), "grey"), "PNG")] * 8
+    with pytest.raises(UserError, match="same value everywhere"):
+        measure_statistics(BrokenSource(grey), SampleOrder([8], seed=0), CONFIG, count=8)
+    with pytest.raises(UserError, match="has nothing to measure"):
+        measure_statistics(BrokenSource([b""] * 8), SampleOrder([8], seed=0), CONFIG, count=8)
 
 
 def test_load_images(parquet_folder):

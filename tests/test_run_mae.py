@@ -273,13 +273,26 @@ def test_flags_and_the_recipe(tmp_path):
 def test_unreadable_images(emoji_bytes, tmp_path):
     images = [b"no image" if row % 10 == 3 else data for row, data in enumerate(emoji_bytes[:80])]
     bad = write_parquet(tmp_path / "bad.parquet", images, 16)
-    arguments = ["--dataset_name", bad, *TINY, "--max_steps", 10]
+    arguments = ["--dataset_name", bad, *TINY, "--max_steps", 12]
+    over = run("--output_dir", tmp_path / "whole", *arguments)
+    assert over.returncode == 1
+    message = r"(\d+) of 80 images cannot be read .see .*skipped.jsonl., more than --max_bad_fraction 0.01: mend or"
+    assert re.search(message, over.stderr)[1] == "8"
+    # With another limit the same run goes on.
+    arguments += ["--max_bad_fraction", 0.2]
     whole = run("--output_dir", tmp_path / "whole", *arguments)
-    assert whole.returncode == 0 and "Skipped an unreadable image, bad.parquet row 13" in whole.stderr
+    assert whole.returncode == 0 and "Going on after step 10" in whole.stdout, whole.stderr
+    skipped = [json.loads(line) for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(line["row"] for line in skipped) == [3, 13, 23, 33, 43, 53, 63, 73]
+    assert all(line["file"] == "bad.parquet" and "Unidentified" in line["reason"] for line in skipped)
+    shown = [line for line in over.stderr.splitlines() if line.startswith("Skipped an unreadable image")]
+    assert len(shown) == 5 and "further ones are in" in shown[-1] and "Skipped" not in whole.stderr
     parts = train(
         tmp_path / "parts", *arguments, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4,
         processes=2,
     )  # fmt: skip
+    rows = [json.loads(line)["row"] for line in (tmp_path / "parts" / "skipped.jsonl").read_text().splitlines()]
+    assert sorted(rows) == [3, 13, 23, 33, 43, 53, 63, 73]
     theirs = metrics(tmp_path / "whole")
     assert [line["loss"] for line in parts] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
     assert [line["samples_digest"] for line in parts] == [line["samples_digest"] for line in theirs]
@@ -353,6 +366,32 @@ def test_accelerate_launch_with_the_embedded_data(tmp_path):
     assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_normalisation_of_ones_own(channels, image_folder, tmp_path):
+    """Measured, in the log and in the saved processor; of arrays too, which have no usual one."""
+    folder, overrides = image_folder, MODEL
+    if channels == 4:
+        folder, overrides = tmp_path / "arrays", f"{MODEL},num_channels=4"
+        folder.mkdir()
+        generator = np.random.default_rng(0)
+        colours = generator.integers(0, 65536, (40, 4), dtype=np.uint16)
+        for number, colour in enumerate(colours):
+            np.save(folder / f"{number}.npy", np.broadcast_to(colour, (40, 40, 4)))
+    arguments = ["--train_dir", folder, *TINY, "--config_overrides", overrides, "--max_steps", 2]
+    done = run("--output_dir", tmp_path / "run", *arguments, "--image_mean", "auto")
+    assert done.returncode == 0, done.stderr
+    assert f"Measured on {40 if channels == 4 else 60} images: --image_mean [0." in done.stdout
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "run")
+    assert len(processor.image_mean) == channels and processor.image_mean != [0.485, 0.456, 0.406]
+    if channels == 4:
+        assert processor.image_mean == pytest.approx(colours.mean(0) / 65535, abs=1e-4)
+        assert processor.image_std == pytest.approx(colours.std(0) / 65535, abs=1e-4)
+    # The same numbers by hand are the same run.
+    statistics = ["--image_mean", *processor.image_mean, "--image_std", *processor.image_std]
+    again = run("--output_dir", tmp_path / "run", *arguments, *statistics)
+    assert again.returncode == 0 and "already finished" in again.stdout
+
+
 CHECKPOINT = str(ROOT / "tests" / "fixtures" / "checkpoint_pretraining")
 ERRORS = [
     (["--mask_ration", "0.5"], "unknown argument --mask_ration. Did you mean --mask_ratio?"),
@@ -365,7 +404,13 @@ ERRORS = [
     (["--config_overrides", "hidden_size=10"], "hidden_size=10 must be divisible by num_attention_heads"),
     (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: wanted are fields of the configuration"),
     (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: wanted are fields"),
-    (["--config_overrides", "num_channels=13"], "Image files have 1 or 3 channels; the model's num_channels is 13."),
+    (["--config_overrides", "num_channels=13"], "Images of 13 channels have no usual mean and std: give --image_mean"),
+    (["--config_overrides", "num_channels=13,image_mean=0,image_std=1"], "PNG files have 1 or 3 channels, not 13"),
+    (["--image_mean", "0.5"], "--image_mean and --image_std go together"),
+    (["--image_mean", "auto", "--image_std", "0.5"], "--image_mean auto measures --image_std too"),
+    (["--image_mean", "a", "--image_std", "b"], "--image_mean a: wanted are numbers, or auto"),
+    (["--image_mean", "0.5", "0.5", "--image_std", "1"], "image_mean=[0.5, 0.5] must hold one value for each"),
+    (["--max_bad_fraction", "2"], "--max_bad_fraction 2.0 must be in [0, 1]"),
     (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
     (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "which its weights are made for, not 192."),
     (["--seed", "-1"], "--seed -1 must be in [0, 2^32)."),
