@@ -47,7 +47,11 @@ def main() -> None:
             held_out = open_folder(recipe.validation_dir, "--validation_dir", channels)
     else:
         source, held_out = open_dataset(
-            recipe.dataset_name or str(HERE / "data" / "emoji"), recipe.dataset_config_name, recipe.image_column_name
+            recipe.dataset_name or str(HERE / "data" / "emoji"),
+            recipe.dataset_config_name,
+            recipe.image_column_name,
+            recipe.dataset_revision,
+            arguments.data_retry_minutes,
         )
     measured = choose_statistics(model, source, recipe)
     training = PreTraining(model, source, recipe, arguments, accelerator)
@@ -60,6 +64,8 @@ def main() -> None:
         accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
         return
 
+    if source.revision is not None:
+        accelerator.print(f"{recipe.dataset_name} at {source.revision}")
     if found is not None:
         accelerator.print(found)
     if measured is not None:

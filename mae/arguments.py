@@ -37,10 +37,13 @@ class PreTrainingRecipe:
 
     dataset_name: str | None = field(
         default=None,
-        metadata={"help": "Parquet data set: a folder, a file or a pattern. Default: the embedded emoji."},
+        metadata={"help": "Parquet data set: on the Hub, a folder, a file or a pattern. Default: the embedded emoji."},
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the data set, where it has several."}
+    )
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub; resolved to a commit."}
     )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images. Default: the only one of type Image."}
@@ -150,6 +153,9 @@ class RunArguments:
     logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
     save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    data_retry_minutes: float = field(
+        default=10, metadata={"help": "How long data is waited for that a fault of the network keeps away."}
+    )
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Share of images that cannot be read above which the run stops."}
     )
@@ -167,6 +173,8 @@ class RunArguments:
                 raise UserError(f"--{name} {value} must be at least 1.")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
+        if not self.data_retry_minutes >= 0:
+            raise UserError(f"--data_retry_minutes {self.data_retry_minutes} must not be negative.")
         if self.dataloader_num_workers < 0:
             raise UserError(f"--dataloader_num_workers {self.dataloader_num_workers} must not be negative.")
 

@@ -22,6 +22,7 @@ from configuration_mae import MAEConfig, to_pair
 from mae.decoding import EncodedImage, decode_image
 from mae.errors import DataError, UserError, first_line
 from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
+from mae.retries import Patience, explain
 from mae.sources import Source
 from modeling_mae import num_visible_patches
 
@@ -229,11 +230,19 @@ class WindowReader:
     whatever its size.
     """
 
-    def __init__(self, source: Source, windows: Iterator[Window], max_windows: int, max_bytes: int):
+    def __init__(
+        self,
+        source: Source,
+        windows: Iterator[Window],
+        max_windows: int,
+        max_bytes: int,
+        retry_minutes: float = 0,
+    ):
         self.source = source
         self.windows = windows
         self.max_windows = max_windows
         self.max_bytes = max_bytes
+        self.retry_minutes = retry_minutes
         self.ready: deque[tuple[Window, list]] = deque()
         self.bytes_ahead = 0
         self.consumer_waits = False
@@ -299,15 +308,28 @@ class WindowReader:
         """`count` rows of a group, going on where the lane stopped if it stopped there."""
         open_group, next_row, rows = self.cursors.pop(lane, (None, None, None))
         if (open_group, next_row) != (group, first_row):
-            rows = iter(self.source.read(group, first_row))
-        for number in range(count):
+            rows = None
+        number = 0
+        patience = Patience(f"Reading {self.source.origin(group, first_row)[0]}", self.retry_minutes)
+        while number < count:
             try:
-                yield next(rows)
+                if rows is None:
+                    rows = iter(self.source.read(group, first_row + number))
+                image = next(rows)
             except StopIteration:
                 name, row = self.source.origin(group, first_row + number)
                 raise DataError(
                     f"{name} has no row {row}, although its index says so: the file is truncated or has changed."
                 ) from None
+            except Exception as error:
+                rows = None  # broken: to be opened again at the same row
+                if self.stopped or not patience.wait(error):
+                    name, row = self.source.origin(group, first_row + number)
+                    raise DataError(f"{name} cannot be read at row {row}: {explain(error)}") from error
+                continue
+            patience.succeeded()
+            number += 1
+            yield image
         self.cursors[lane] = (group, first_row + count, rows)
 
 
@@ -322,6 +344,7 @@ class SampleStream:
         process_index, num_processes: This process reads the lanes that are `process_index` modulo `num_processes`.
         start, stop: First position of the run (over all processes), and the one after the last.
         max_bytes_ahead: About how many bytes may be read before they are needed.
+        retry_minutes: How long a source that cannot be read now is waited for.
     """
 
     def __init__(
@@ -334,6 +357,7 @@ class SampleStream:
         start: int = 0,
         stop: int | None = None,
         max_bytes_ahead: int = 256 * 2**20,
+        retry_minutes: float = 0,
     ):
         if order.lanes % num_processes:
             raise UserError(
@@ -350,12 +374,14 @@ class SampleStream:
         self.start = start
         self.stop = stop
         self.max_bytes_ahead = max_bytes_ahead
+        self.retry_minutes = retry_minutes
 
     def __iter__(self) -> Iterator[list[Sample]]:
         order = self.order
         lanes = range(self.process_index, order.lanes, self.num_processes)
         # The reader starts here and not in __init__: DataLoader forks its workers before it asks for samples.
-        reader = WindowReader(self.source, order.windows(self.start, lanes), len(lanes), self.max_bytes_ahead)
+        windows = order.windows(self.start, lanes)
+        reader = WindowReader(self.source, windows, len(lanes), self.max_bytes_ahead, self.retry_minutes)
         current: dict[int, tuple[Window, list]] = {}
         batch = []
         try:

@@ -9,22 +9,28 @@ opens quickly whatever its size.
 """
 
 import glob
-import itertools
+import json
 import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import datasets.config
 import fsspec
 import pyarrow.parquet as pq
 from datasets import Image, IterableDataset, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.parquet.parquet import Parquet
 
-from mae.errors import DataError, UserError, first_line
+from mae.errors import UserError
 from mae.order import hash_key
+from mae.retries import with_patience
 
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+# How much is asked for at once of a file that is not on this machine.
+BLOCK_SIZE = 4 * 2**20
 # Of images with other numbers of channels than 1 and 3.
 ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
 
@@ -34,6 +40,7 @@ class Source(Protocol):
 
     group_sizes: list[int]
     fingerprint: str
+    revision: str | None  # the commit on the Hub that it is read at
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         """The rows of a group from `first_row` on: an image's bytes, or the path of its file."""
@@ -44,6 +51,8 @@ class Source(Protocol):
 
 class ImageFolderSource:
     """All image files below a folder, at any depth, in any case of the extension. Links are not followed."""
+
+    revision = None
 
     def __init__(self, folder: str, num_channels: int = 3):
         extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
@@ -72,63 +81,124 @@ class ImageFolderSource:
 class RowGroup(NamedTuple):
     """A row group of a parquet file, as the footer tells."""
 
-    file: str  # relative to what all files have in common
+    file: str
+    name: str  # of the file, relative to what all files have in common
+    number: int  # within the file
     first_row: int  # within the file
     num_rows: int
     num_bytes: int
 
 
-def read_footers(files: list[str]) -> list[RowGroup]:
-    """The row groups of parquet files, local or remote; a range request for each file."""
+def read_footers(files: list[str], retry_minutes: float = 0) -> tuple[list[RowGroup], str]:
+    """
+    The row groups of parquet files, local or remote, and a hash of all that the footers say: with the places and
+    statistics of every column, it changes with the content. Two or three range requests for each file, many at once;
+    those of files on the Hub, whose addresses name a commit, are kept for the next time.
+    """
     common = os.path.dirname(os.path.commonprefix(files))
+    kept = _FooterCache(files)
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        footers = list(pool.map(lambda file: kept.get(file) or _read_footer(file, retry_minutes), files))
+    kept.put(dict(zip(files, footers)))
     row_groups = []
-    for file in files:
-        name = os.path.relpath(file, common) if common else file
-        try:
-            file_system, path = fsspec.core.url_to_fs(file)
-            with file_system.open(path) as stream:
-                metadata = pq.ParquetFile(stream).metadata
-        except (OSError, ValueError) as error:  # pyarrow's errors are of both kinds
-            raise UserError(f"{file} cannot be read as parquet: {first_line(error)}") from error
-        first_row = 0
-        for number in range(metadata.num_row_groups):
-            row_group = metadata.row_group(number)
-            row_groups.append(RowGroup(name, first_row, row_group.num_rows, row_group.total_byte_size))
-            first_row += row_group.num_rows
+    for file, (_, sizes) in zip(files, footers):
+        name, first_row = os.path.relpath(file, common) if common else file, 0
+        for number, (num_rows, num_bytes) in enumerate(sizes):
+            row_groups.append(RowGroup(file, name, number, first_row, num_rows, num_bytes))
+            first_row += num_rows
     if not any(row_group.num_rows for row_group in row_groups):
-        raise UserError(f"{', '.join(files)} holds no rows.")
-    return row_groups
+        raise UserError(f"{', '.join(files[:3])}{' …' if len(files) > 3 else ''} holds no rows.")
+    return row_groups, hash_key(*(digest for digest, _ in footers)).hex()
+
+
+def _read_footer(file: str, retry_minutes: float) -> tuple[str, list[list[int]]]:
+    """A hash of a file's footer, and [rows, bytes] of each row group."""
+
+    def read() -> tuple[str, list[list[int]]]:
+        file_system, path = fsspec.core.url_to_fs(file)
+        with file_system.open(path) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(size - 8, 0))
+            length = int.from_bytes(stream.read(8)[:4], "little")
+            stream.seek(max(size - 8 - length, 0))
+            footer = stream.read(length)
+            metadata = pq.ParquetFile(stream).metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        return hash_key(size, footer).hex(), [[group.num_rows, group.total_byte_size] for group in groups]
+
+    return with_patience(f"{file} cannot be read as parquet", retry_minutes, read)
+
+
+class _FooterCache:
+    """Footers of files on the Hub, in one file of the data sets' cache for each set of files."""
+
+    def __init__(self, files: list[str]):
+        self.path = None
+        if files and all(re.match(r"hf://[^@]+@[0-9a-f]{40}/", file) for file in files):
+            self.path = Path(datasets.config.HF_DATASETS_CACHE) / "footers" / f"{hash_key(*files, size=16).hex()}.json"
+        self.footers = {}
+        if self.path is not None and self.path.exists():
+            try:
+                self.footers = json.loads(self.path.read_text(encoding="utf-8"))
+            except ValueError:  # damaged: as if it were not there
+                pass
+
+    def get(self, file: str) -> tuple[str, list[list[int]]] | None:
+        return self.footers.get(file)
+
+    def put(self, footers: dict[str, tuple[str, list[list[int]]]]) -> None:
+        if self.path is None or self.footers:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = self.path.with_suffix(f".{os.getpid()}")
+            unfinished.write_text(json.dumps(footers), encoding="utf-8")
+            os.replace(unfinished, self.path)
+        except OSError:  # a cache that cannot be written is no reason to stop
+            pass
 
 
 class ParquetSource:
-    """The image column of one split of a parquet data set."""
+    """
+    The image column of one split of a parquet data set.
 
-    def __init__(self, dataset: IterableDataset, row_groups: list[RowGroup], image_column_name: str | None = None):
-        self.column = find_image_column(dataset, image_column_name)
-        dataset = dataset.reshard()  # a shard for each row group
-        self.dataset = dataset.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+    Args:
+        row_groups: Of all its files.
+        column: A struct of `bytes` and `path`, as `datasets` stores images, or the bytes alone.
+        footers: A hash of what the footers say, for the fingerprint.
+        revision: The commit that it is read at, on the Hub.
+    """
+
+    def __init__(self, row_groups: list[RowGroup], column: str, footers: str, revision: str | None = None):
         self.row_groups = row_groups
-        if self.dataset.num_shards != len(row_groups):
-            raise DataError(f"datasets reads {self.dataset.num_shards} row groups where there are {len(row_groups)}.")
+        self.column = column
+        self.revision = revision
         self.group_sizes = [row_group.num_rows for row_group in row_groups]
-        index = tuple((row_group.file, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
-        self.fingerprint = hash_key("parquet", self.column, index).hex()
+        index = tuple((row_group.name, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
+        self.fingerprint = hash_key("parquet", column, index, footers).hex()
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
-        # A row group cannot be entered by row: what is not wanted is passed over.
-        rows = self.dataset.shard(num_shards=len(self.row_groups), index=group)
-        for row in itertools.islice(rows, first_row, None):
-            image = row[self.column] or {}
-            yield image.get("bytes") or image.get("path") or b""
+        row_group = self.row_groups[group]
+        file_system, path = fsspec.core.url_to_fs(row_group.file)
+        with file_system.open(path, block_size=BLOCK_SIZE) as stream:
+            file = pq.ParquetFile(stream, buffer_size=BLOCK_SIZE)
+            # A row group cannot be entered by row: what is not wanted is passed over.
+            row = 0
+            for batch in file.iter_batches(batch_size=32, row_groups=[row_group.number], columns=[self.column]):
+                for image in batch.slice(min(max(first_row - row, 0), len(batch))).column(0).to_pylist():
+                    if isinstance(image, dict):
+                        image = image.get("bytes") or image.get("path")
+                    yield image or b""
+                row += len(batch)
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         row_group = self.row_groups[group]
-        return row_group.file, row_group.first_row + row
+        return row_group.name, row_group.first_row + row
 
 
 def find_image_column(dataset: IterableDataset, image_column_name: str | None) -> str:
     """The column to read: the named one, or the only one of the Image type."""
-    features = dataset.features or dataset._resolve_features().features
+    features = dataset.features
     if image_column_name is not None:
         feature = features.get(image_column_name)
         if isinstance(feature, Image) or feature in (Value("binary"), Value("large_binary")):
@@ -157,11 +227,15 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFolderSou
 
 
 def open_dataset(
-    name: str, config_name: str | None = None, image_column_name: str | None = None
+    name: str,
+    config_name: str | None = None,
+    image_column_name: str | None = None,
+    revision: str | None = None,
+    retry_minutes: float = 0,
 ) -> tuple[ParquetSource, ParquetSource | None]:
     """
-    A parquet data set: a folder of parquet files, a file or a pattern of files, or whatever else `load_dataset` takes
-    that is parquet.
+    A parquet data set: on the Hub, a folder of parquet files, a file or a pattern of files, or whatever else
+    `load_dataset` takes that is parquet. One on the Hub is read at the commit that `revision` names now.
 
     Returns:
         Its train split, and its validation or test split where there is one.
@@ -172,13 +246,15 @@ def open_dataset(
         paths = [name] if "://" in name or os.path.exists(name) else sorted(glob.glob(name))
         if not paths:
             raise UserError(f"--dataset_name {name}: there is no such file.")
-    arguments = {"path": "parquet", "data_files": {"train": paths}} if paths else {"path": name, "name": config_name}
+    arguments: dict[str, Any] = {"path": name, "name": config_name, "revision": revision}
+    if paths:
+        arguments = {"path": "parquet", "data_files": {"train": paths}}
+    if revision is not None and (paths or os.path.isdir(name)):
+        raise UserError(f"--dataset_revision {revision} is for data sets on the Hub; {name} is on this machine.")
     if not paths and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
         raise UserError(f"--dataset_name {name}: there is no such folder.")
-    try:
-        builder = load_dataset_builder(**arguments)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"--dataset_name {name} cannot be opened: {first_line(error)}") from error
+    what = f"--dataset_name {name} cannot be opened"
+    builder = with_patience(what, retry_minutes, lambda: load_dataset_builder(**arguments))
     if not isinstance(builder, Parquet):
         raise UserError(
             f"--dataset_name {name} is not made of parquet files: for a folder of images use --train_dir {name}; "
@@ -188,9 +264,17 @@ def open_dataset(
     if "train" not in files:
         raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
 
+    pinned = re.match(r"hf://[^@]+@([0-9a-f]{40})/", files["train"][0])
+    if pinned and not paths:
+        arguments["revision"] = revision = pinned[1]
+
     def open_split(split: str) -> ParquetSource:
-        row_groups = read_footers(files[split])
-        return ParquetSource(load_dataset(**arguments, split=split, streaming=True), row_groups, image_column_name)
+        row_groups, footers = read_footers(files[split], retry_minutes)
+
+        dataset = with_patience(
+            what, retry_minutes, lambda: load_dataset(**arguments, split=split, streaming=True)._resolve_features()
+        )
+        return ParquetSource(row_groups, find_image_column(dataset, image_column_name), footers, revision)
 
     held_out = next((split for split in ("validation", "test") if split in files), None)
     return open_split("train"), open_split(held_out) if held_out else None

@@ -197,6 +197,7 @@ class PreTraining:
             self.accelerator.num_processes,
             start=first_step * self.batch_size,
             stop=self.num_steps * self.batch_size,
+            retry_minutes=self.arguments.data_retry_minutes,
         )
         return make_loader(stream, self.model.config, self.arguments.dataloader_num_workers)
 
@@ -204,7 +205,8 @@ class PreTraining:
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
-        replaced = {"dataset_name", "dataset_config_name", "image_column_name", "train_dir", "validation_dir"}
+        replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name"}
+        replaced |= {"train_dir", "validation_dir"}
         replaced |= {"model_name_or_path", "model_size", "inflate_channels", "image_mean", "image_std"}
         replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
         if self.recipe.max_steps > 0:
@@ -336,6 +338,8 @@ class PreTraining:
             "steps": self.num_steps,
             "epochs": self.num_epochs,
             "loss": loss if loss is not None else run.read_metrics()[-1]["loss"],
+            "data_fingerprint": self.source.fingerprint,
+            "dataset_revision": self.source.revision,
             "train_runtime": round(runtime, 1),
             "images_per_second": round(steps_done * self.batch_size / runtime, 1),
         }

@@ -1,0 +1,221 @@
+"""Data sets on the Hub of the tests, and its faults: nothing lost, nothing read twice, every error in a line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_parquet
+from hub import Hub
+from huggingface_hub import HfApi
+from PIL import Image
+from test_data import BrokenSource, assert_same, batches, encode
+from test_run_mae import TINY, run
+
+from mae import retries
+from mae.data import SampleStream, samples_digest
+from mae.errors import DataError, UserError
+from mae.order import SampleOrder
+from mae.sources import open_dataset, read_footers
+
+
+def upload(name, folder, **kwargs):
+    HfApi().create_repo(f"me/{name}", repo_type="dataset", exist_ok=True, **kwargs)
+    return HfApi().upload_folder(folder_path=folder, repo_id=f"me/{name}", repo_type="dataset").oid
+
+
+@pytest.fixture(scope="module")
+def emoji_on_the_hub(parquet_folder):
+    """The name of a data set on the Hub, and the commit that it was uploaded in."""
+    return "me/emoji", upload("emoji", parquet_folder)
+
+
+@pytest.fixture(autouse=True)
+def fast(monkeypatch):
+    """Faults of the tests pass in a fraction of a second, and need not be waited for as long as real ones."""
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.01)
+
+
+def test_a_data_set_on_the_hub_is_the_same_as_on_this_machine(emoji_on_the_hub, parquet_folder):
+    name, sha = emoji_on_the_hub
+    source, held_out = open_dataset(name)
+    local, _ = open_dataset(str(parquet_folder))
+    assert source.revision == sha and local.revision is None
+    assert source.group_sizes == local.group_sizes and held_out.group_sizes == [6, 6]
+    assert_same(batches(source), batches(local))
+    assert_same(batches(source, workers=1, start=40), batches(local)[5:])
+    parts = [batches(source, batch_size=4, index=index, processes=2) for index in range(2)]
+    for ours, *both in zip(batches(source), *parts):
+        assert samples_digest(ours.digests) == samples_digest(torch.cat([part.digests for part in both]))
+
+
+def test_revisions_and_fingerprints(tmp_path, emoji_bytes):
+    write_parquet(tmp_path / "train.parquet", emoji_bytes[:40], 8)
+    first = upload("changing", tmp_path)
+    before = open_dataset("me/changing")[0]
+    HfApi().upload_file(
+        path_or_fileobj=b"# Hello", path_in_repo="README.md", repo_id="me/changing", repo_type="dataset"
+    )
+    described = open_dataset("me/changing")[0]
+    assert described.revision != before.revision and described.fingerprint == before.fingerprint
+    # The same number of rows, one image another.
+    write_parquet(tmp_path / "train.parquet", [*emoji_bytes[:39], emoji_bytes[50]], 8)
+    second = upload("changing", tmp_path)
+    changed = open_dataset("me/changing")[0]
+    assert changed.revision == second and changed.fingerprint != before.fingerprint
+    pinned = open_dataset("me/changing", revision=first)[0]
+    assert pinned.revision == first and pinned.fingerprint == before.fingerprint
+    assert list(pinned.read(4, 7)) == [emoji_bytes[39]] and list(changed.read(4, 7)) == [emoji_bytes[50]]
+    with pytest.raises(UserError, match="--dataset_revision v1 is for data sets on the Hub"):
+        open_dataset(str(tmp_path), revision="v1")
+
+
+def test_pre_training_from_the_hub(emoji_on_the_hub, tmp_path):
+    """The revision is told and recorded; a data set that has changed is noticed."""
+    name, sha = emoji_on_the_hub
+    arguments = ["--dataset_name", name, *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"{name} at {sha}" in done.stdout
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha
+
+
+# What is read
+
+
+def test_each_process_reads_its_own_row_groups(tmp_path, hub: Hub, monkeypatch):
+    """Bytes of one process of two over an epoch: about half of the file, never all of it."""
+    generator = np.random.default_rng(0)
+    images = [encode(Image.fromarray(generator.integers(0, 256, (256, 256, 3), np.uint8)), "PNG") for _ in range(256)]
+    path = write_parquet(tmp_path / "train.parquet", images, row_group_size=16)
+    size = path.stat().st_size
+    assert size > 40e6
+    upload("large", tmp_path)
+    source, _ = open_dataset("me/large")
+    monkeypatch.setattr("mae.sources.BLOCK_SIZE", 2**18)
+    order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=64)
+    hub.requests.clear()
+    stream = SampleStream(source, order, 8, process_index=0, num_processes=2, stop=order.epoch_length)
+    assert sum(len(batch) for batch in stream) == 128
+    sent = sum(request.sent for request in hub.requests if "/cdn/" in request.path)
+    # Half of it, and where a lane ends in a row group what lies before; two blocks more for each row group.
+    assert 0.5 * size < sent < 0.75 * size, sent / size
+
+
+def test_an_index_is_kept(emoji_on_the_hub, hub: Hub, monkeypatch):
+    """The footers of a commit are read once; of 10,000 files too."""
+    name, _ = emoji_on_the_hub
+    open_dataset(name)
+    hub.requests.clear()
+    source, _ = open_dataset(name)
+    assert len(source.group_sizes) == 7
+    assert not [request for request in hub.requests if request.range and "train-00001" in request.path]
+
+    read = []
+    monkeypatch.setattr("mae.sources._read_footer", lambda file, minutes: read.append(file) or ("00", [[100, 10**6]]))
+    files = [f"hf://datasets/me/huge@{'0' * 40}/data/{number:05}.parquet" for number in range(10_000)]
+    first, digest = read_footers(files)
+    assert len(first) == 10_000 == len(read) and sum(row_group.num_rows for row_group in first) == 10**6
+    assert first[1].name == "00001.parquet"
+    assert read_footers(files) == (first, digest) and len(read) == 10_000
+    assert SampleOrder([row_group.num_rows for row_group in first], seed=0).window(0, 3, 5).segments
+
+
+# Faults
+
+
+def test_the_hub_is_busy_when_the_data_is_opened(emoji_on_the_hub, hub: Hub, capsys):
+    name, _ = emoji_on_the_hub
+    hub.fault("GET", r"/api/datasets/me/emoji", status=503, times=2)
+    source, _ = open_dataset(name, retry_minutes=1)
+    assert sum(source.group_sizes) == 90
+    assert capsys.readouterr().err.count("trying again in") == 2
+    hub.fault("GET", r"/api/datasets/me/emoji", status=503, times=99)
+    with pytest.raises(UserError, match="--dataset_name me/emoji cannot be opened: .*503") as error:
+        open_dataset(name, retry_minutes=0.001)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_what_does_not_pass_is_told_at_once(status, emoji_on_the_hub, hub: Hub, capsys):
+    name, _ = emoji_on_the_hub
+    hub.fault("GET", r"/api/datasets/me/emoji", status=status, times=99)
+    with pytest.raises(UserError, match="hf auth login|ask for access|cannot be accessed"):
+        open_dataset(name, retry_minutes=10)
+    hub.faults.clear()
+    with pytest.raises(UserError, match="doesn't exist on the Hub or cannot be accessed"):
+        open_dataset("me/never", retry_minutes=10)
+    assert "trying again" not in capsys.readouterr().err
+
+
+def test_drops_in_mid_read(emoji_on_the_hub, parquet_folder, hub: Hub):
+    name, _ = emoji_on_the_hub
+    expected = batches(open_dataset(str(parquet_folder))[0])
+    source, _ = open_dataset(name)
+    hub.fault("GET", r"/cdn/.*train", drop_after=1000, times=2)
+    assert_same(batches(source), expected)
+
+
+class FlakySource(BrokenSource):
+    """Breaks off before some rows, once each."""
+
+    def __init__(self, images, faults):
+        super().__init__(images)
+        self.faults = faults
+        self.opened = []
+
+    def read(self, group, first_row):
+        self.opened.append(first_row)
+        for row in range(first_row, len(self.images)):
+            if row in self.faults:
+                raise self.faults.pop(row)
+            yield self.images[row]
+
+
+def test_a_broken_connection_goes_on_at_the_same_row(emoji_bytes, capsys):
+    images = emoji_bytes[:32]
+    faults = {0: ConnectionError("reset"), 5: TimeoutError("timed out"), 6: ConnectionError("reset")}
+    source = FlakySource(images, faults)
+    order = SampleOrder(source.group_sizes, seed=1, lanes=1, shuffle_buffer_size=8)
+    stream = SampleStream(source, order, 8, stop=32, retry_minutes=1)
+    samples = [sample for batch in stream for sample in batch]
+    expected = [sample for batch in SampleStream(BrokenSource(images), order, 8, stop=32) for sample in batch]
+    assert samples == expected and source.opened[:4] == [0, 0, 5, 6]
+    assert capsys.readouterr().err.count("Reading file: ") == 3
+
+
+def test_faults_that_do_not_pass(emoji_bytes):
+    for fault, minutes, message in [
+        (ConnectionError("reset"), 0, "file cannot be read at row 3: reset"),
+        (PermissionError("not yours"), 10, "file cannot be read at row 3: not yours"),
+        (ValueError("Corrupt snappy data"), 10, "file cannot be read at row 3: Corrupt snappy data"),
+    ]:
+        source = FlakySource(emoji_bytes[:16], {3: fault})
+        stream = SampleStream(source, SampleOrder([16], seed=0, lanes=1), 4, stop=16, retry_minutes=minutes)
+        with pytest.raises(DataError, match=message):
+            list(stream)
+
+
+def test_a_file_that_is_truncated(tmp_path, emoji_bytes, hub: Hub):
+    """The index is kept from a time when the file was whole; what is served now breaks off."""
+    path = write_parquet(tmp_path / "train.parquet", emoji_bytes[:64], 16)
+    source, _ = open_dataset(str(path))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="train.parquet (cannot be read at|has no) row"):
+        batches(source, stop=64)
+
+
+@pytest.mark.slow
+def test_an_outage(emoji_on_the_hub, parquet_folder, hub: Hub, monkeypatch):
+    """Longer than the clients' own patience, which is about 25 seconds."""
+    monkeypatch.setattr(retries, "FIRST_DELAY", 1.0)
+    name, _ = emoji_on_the_hub
+    source, _ = open_dataset(name)
+    hub.fault("GET", r"/datasets/me/emoji/resolve/.*train", status=503, times=9)
+    order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
+    stream = SampleStream(source, order, 8, stop=96, retry_minutes=5)
+    samples = [sample for batch in stream for sample in batch]
+    local = SampleStream(open_dataset(str(parquet_folder))[0], order, 8, stop=96)
+    assert [sample.image for sample in samples] == [sample.image for batch in local for sample in batch]
+    assert not hub.faults[0].times
