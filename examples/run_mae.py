@@ -52,6 +52,7 @@ def main() -> None:
             recipe.image_column_name,
             recipe.dataset_revision,
             arguments.data_retry_minutes,
+            recipe.streaming,
         )
     measured = choose_statistics(model, source, recipe)
     training = PreTraining(model, source, recipe, arguments, accelerator)

@@ -45,6 +45,9 @@ class PreTrainingRecipe:
     dataset_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of a data set on the Hub; resolved to a commit."}
     )
+    streaming: bool = field(
+        default=True, metadata={"help": "Read the data as it is needed; without it, it is downloaded first."}
+    )
     image_column_name: str | None = field(
         default=None, metadata={"help": "Column of the images. Default: the only one of type Image."}
     )

@@ -57,7 +57,8 @@ def is_transient(error: BaseException) -> bool:
 def explain(error: BaseException) -> str:
     """An error in one line, with what to do where that is known."""
     advice = _WHAT_TO_DO.get(status_of(error) or 0)
-    return first_line(error) + (f" ({advice})" if advice else "")
+    message = " ".join(str(error).split())[:300] or type(error).__name__
+    return message + (f" ({advice})" if advice else "")
 
 
 class Patience:

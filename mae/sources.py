@@ -1,8 +1,9 @@
 """
 Sources of images: lists of groups of addressable rows, with a fingerprint.
 
-    ParquetSource        a group is a row group; read through `datasets` in streaming mode, bytes handed over as stored
+    ParquetSource        a group is a row group, of a file here or on the Hub
     ImageFolderSource    a group is one file, read when it is decoded
+    ArrowSource          a group is one row of what `datasets` has downloaded
 
 A row is an image's bytes, or the path of its file. Counts come from parquet footers or the listing, so that a source
 opens quickly whatever its size.
@@ -17,11 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import datasets.config
+import datasets
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
-from datasets import Image, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import DatasetBuilder, Image, Value, load_dataset, load_dataset_builder
+from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.parquet.parquet import Parquet
+from huggingface_hub import HfApi, constants
 
 from mae.errors import UserError
 from mae.order import hash_key
@@ -196,9 +200,33 @@ class ParquetSource:
         return row_group.name, row_group.first_row + row
 
 
-def find_image_column(dataset: IterableDataset, image_column_name: str | None) -> str:
+class ArrowSource:
+    """One split of a data set that is on this machine as Arrow: every row can be read by itself, and is a group."""
+
+    def __init__(self, dataset: datasets.Dataset, column: str, revision: str | None = None):
+        self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+        self.column = column
+        self.revision = revision
+        self.group_sizes = [1] * len(dataset)
+        # Of a sample of the rows, because nothing else says what is in them on every machine alike.
+        rows = sorted(set(np.linspace(0, len(dataset) - 1, 64).astype(int).tolist()))
+        content = [_read_file(next(iter(self.read(row, 0)))) for row in rows]
+        self.fingerprint = hash_key("arrow", column, len(dataset), *content).hex()
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        image = self.dataset[group][self.column] or {}
+        yield image.get("bytes") or image.get("path") or b""
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        return "row", group
+
+
+def _read_file(image: bytes | str) -> bytes:
+    return Path(image).read_bytes() if isinstance(image, str) else image
+
+
+def find_image_column(features: dict[str, Any], image_column_name: str | None) -> str:
     """The column to read: the named one, or the only one of the Image type."""
-    features = dataset.features
     if image_column_name is not None:
         feature = features.get(image_column_name)
         if isinstance(feature, Image) or feature in (Value("binary"), Value("large_binary")):
@@ -232,10 +260,13 @@ def open_dataset(
     image_column_name: str | None = None,
     revision: str | None = None,
     retry_minutes: float = 0,
-) -> tuple[ParquetSource, ParquetSource | None]:
+    streaming: bool = True,
+) -> tuple[Source, Source | None]:
     """
     A parquet data set: on the Hub, a folder of parquet files, a file or a pattern of files, or whatever else
     `load_dataset` takes that is parquet. One on the Hub is read at the commit that `revision` names now.
+
+    With `streaming=False` it is downloaded, and may be of any format that `load_dataset` reads.
 
     Returns:
         Its train split, and its validation or test split where there is one.
@@ -254,27 +285,43 @@ def open_dataset(
     if not paths and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
         raise UserError(f"--dataset_name {name}: there is no such folder.")
     what = f"--dataset_name {name} cannot be opened"
-    builder = with_patience(what, retry_minutes, lambda: load_dataset_builder(**arguments))
-    if not isinstance(builder, Parquet):
+    if not paths and not os.path.isdir(name) and not constants.HF_HUB_OFFLINE:
+        # Asked for by ourselves, because `datasets` takes a copy of any revision where the Hub does not answer.
+        info = with_patience(what, retry_minutes, lambda: HfApi().dataset_info(name, revision=revision))
+        arguments["revision"] = revision = info.sha
+
+    def open_builder() -> DatasetBuilder:
+        builder = load_dataset_builder(**arguments)
+        if streaming and isinstance(builder, Cache):
+            raise ConnectionError("the Hub does not answer; a downloaded copy is here, which --no_streaming reads")
+        return builder
+
+    builder = with_patience(what, retry_minutes, open_builder)
+    if streaming and not isinstance(builder, Parquet):
         raise UserError(
-            f"--dataset_name {name} is not made of parquet files: for a folder of images use --train_dir {name}; "
-            "other formats have no addressable rows and must be converted to parquet."
+            f"--dataset_name {name} is not made of parquet files, whose rows can be addressed. --no_streaming "
+            f"downloads it; for a folder of images use --train_dir {name}; of most data sets the Hub has a parquet "
+            "copy, --dataset_revision refs/convert/parquet."
         )
     files = {str(split): list(files) for split, files in builder.config.data_files.items()}
     if "train" not in files:
         raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
 
-    pinned = re.match(r"hf://[^@]+@([0-9a-f]{40})/", files["train"][0])
-    if pinned and not paths:
-        arguments["revision"] = revision = pinned[1]
-
-    def open_split(split: str) -> ParquetSource:
+    def stream_split(split: str) -> ParquetSource:
         row_groups, footers = read_footers(files[split], retry_minutes)
 
         dataset = with_patience(
             what, retry_minutes, lambda: load_dataset(**arguments, split=split, streaming=True)._resolve_features()
         )
-        return ParquetSource(row_groups, find_image_column(dataset, image_column_name), footers, revision)
+        return ParquetSource(row_groups, find_image_column(dataset.features, image_column_name), footers, revision)
 
+    def download_split(split: str) -> ArrowSource:
+        dataset = with_patience(what, retry_minutes, lambda: load_dataset(**arguments, split=split))
+        if not len(dataset):
+            raise UserError(f"--dataset_name {name} holds no rows.")
+        column = find_image_column(dataset.features, image_column_name)
+        return with_patience(what, 0, lambda: ArrowSource(dataset, column, revision))
+
+    open_split = stream_split if streaming else download_split
     held_out = next((split for split in ("validation", "test") if split in files), None)
     return open_split("train"), open_split(held_out) if held_out else None

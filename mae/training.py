@@ -205,7 +205,7 @@ class PreTraining:
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
-        replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name"}
+        replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name", "streaming"}
         replaced |= {"train_dir", "validation_dir"}
         replaced |= {"model_name_or_path", "model_size", "inflate_channels", "image_mean", "image_std"}
         replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}

@@ -1,8 +1,11 @@
 """Data sets on the Hub of the tests, and its faults: nothing lost, nothing read twice, every error in a line."""
 
+import io
 import json
+import tarfile
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from conftest import write_parquet
@@ -80,6 +83,48 @@ def test_pre_training_from_the_hub(emoji_on_the_hub, tmp_path):
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha
 
 
+def test_other_formats_are_downloaded(image_folder, emoji_on_the_hub, tmp_path, emoji_bytes):
+    """Refused as a stream, with the ways out; read whole with random access otherwise, the same for any division."""
+    tar = tmp_path / "tar" / "train-0000.tar"
+    tar.parent.mkdir()
+    with tarfile.open(tar, "w") as archive:
+        for number, data in enumerate(emoji_bytes[:60]):
+            entry = tarfile.TarInfo(f"{number:03}.png")
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    upload("tar", tar.parent)
+    upload("files", image_folder)
+    for name in ("me/tar", "me/files"):
+        with pytest.raises(UserError, match="--no_streaming downloads it.*refs/convert/parquet"):
+            open_dataset(name)
+        source, _ = open_dataset(name, streaming=False)
+        assert source.group_sizes == [1] * 60 and len(source.revision) == 40
+        images = [next(iter(source.read(row, 0))) for row in range(60)]
+        images = [data if isinstance(data, bytes) else open(data, "rb").read() for data in images]
+        if name == "me/tar":
+            assert images == emoji_bytes[:60]
+        else:
+            assert sorted(images) == sorted(
+                path.read_bytes() for path in image_folder.rglob("*.*") if path.suffix != ".txt"
+            )
+        assert open_dataset(name, streaming=False)[0].fingerprint == source.fingerprint
+        expected = batches(source)
+        assert_same(batches(source, workers=1, start=40), expected[5:])
+        half = batches(source, batch_size=4, index=0, processes=2)
+        assert len(half) == len(expected)
+    parquet, held_out = open_dataset(emoji_on_the_hub[0], streaming=False)
+    assert len(parquet.group_sizes) == 90 and len(held_out.group_sizes) == 12
+    assert {parquet.fingerprint, source.fingerprint, held_out.fingerprint}.__len__() == 3
+
+
+def test_downloaded_data_trains(emoji_on_the_hub, tmp_path):
+    name, sha = emoji_on_the_hub
+    arguments = ["--dataset_name", name, "--no_streaming", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    done = run(*arguments, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert f"{name} at {sha}" in done.stdout
+
+
 # What is read
 
 
@@ -100,6 +145,22 @@ def test_each_process_reads_its_own_row_groups(tmp_path, hub: Hub, monkeypatch):
     sent = sum(request.sent for request in hub.requests if "/cdn/" in request.path)
     # Half of it, and where a lane ends in a row group what lies before; two blocks more for each row group.
     assert 0.5 * size < sent < 0.75 * size, sent / size
+
+
+def test_memory_stays_flat(tmp_path):
+    """Over five epochs of 50 MB, of which at most 4 MB are read ahead."""
+    generator = np.random.default_rng(0)
+    images = [generator.bytes(200_000) for _ in range(256)]
+    source, _ = open_dataset(str(write_parquet(tmp_path / "train.parquet", images, row_group_size=16)))
+    order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=64)
+    stream = SampleStream(source, order, 8, stop=5 * order.epoch_length, max_bytes_ahead=4 * 2**20)
+    process, used = psutil.Process(), []
+    for number, batch in enumerate(stream):
+        assert all(len(sample.image) == 200_000 for sample in batch)
+        del batch
+        if number % 32 == 31:
+            used.append(process.memory_info().rss / 2**20)
+    assert len(used) == 5 and max(used[1:]) - used[0] < 20, used
 
 
 def test_an_index_is_kept(emoji_on_the_hub, hub: Hub, monkeypatch):
@@ -143,7 +204,7 @@ def test_what_does_not_pass_is_told_at_once(status, emoji_on_the_hub, hub: Hub, 
     with pytest.raises(UserError, match="hf auth login|ask for access|cannot be accessed"):
         open_dataset(name, retry_minutes=10)
     hub.faults.clear()
-    with pytest.raises(UserError, match="doesn't exist on the Hub or cannot be accessed"):
+    with pytest.raises(UserError, match="me/never cannot be opened: 404 .*check the name"):
         open_dataset("me/never", retry_minutes=10)
     assert "trying again" not in capsys.readouterr().err
 
