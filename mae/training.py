@@ -309,7 +309,6 @@ class PreTraining:
                     num_bad += round(mean_bad * accelerator.num_processes)
                     run.log_skipped(gather_object(skipped))
                     skipped = []
-                    self._check_bad(num_bad, step, run)
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
@@ -331,6 +330,8 @@ class PreTraining:
                 state = {"step": step, "num_bad": num_bad}
                 run.save(self.model, optimizer, state, arguments.save_total_limit)
                 accelerator.wait_for_everyone()
+            if num_bad and not skipped:  # after a step that is logged and, if it is its turn, saved
+                self._check_bad(num_bad, step, run)
         bar.close()
         runtime = time.perf_counter() - started
         steps_done = self.num_steps - first_step

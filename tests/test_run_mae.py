@@ -323,7 +323,9 @@ def test_no_process_is_silent_about_its_data(emoji_bytes, tmp_path):
         time.sleep(0.01)
     write_parquet(path, emoji_bytes[:20], 16)  # the file shrinks under the run
     _, stderr = process.communicate(timeout=120)
-    assert process.returncode != 0 and re.search(r"error( in process 1)?: train.parquet has no row \d+", stderr)
+    assert process.returncode != 0 and re.search(
+        r"error( in process 1)?: train.parquet (has no|cannot be read at) row \d+", stderr
+    )
 
 
 def test_the_printed_command_trains_on(finished, data, tmp_path):
@@ -366,26 +368,21 @@ def test_accelerate_launch_with_the_embedded_data(tmp_path):
     assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
 
 
-@pytest.mark.parametrize("channels", [3, 4])
-def test_normalisation_of_ones_own(channels, image_folder, tmp_path):
-    """Measured, in the log and in the saved processor; of arrays too, which have no usual one."""
-    folder, overrides = image_folder, MODEL
-    if channels == 4:
-        folder, overrides = tmp_path / "arrays", f"{MODEL},num_channels=4"
-        folder.mkdir()
-        generator = np.random.default_rng(0)
-        colours = generator.integers(0, 65536, (40, 4), dtype=np.uint16)
-        for number, colour in enumerate(colours):
-            np.save(folder / f"{number}.npy", np.broadcast_to(colour, (40, 40, 4)))
+def test_normalisation_of_ones_own(tmp_path):
+    """Measured, in the log and in the saved processor; of arrays, which have no usual one."""
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    colours = np.random.default_rng(0).integers(0, 65536, (40, 4), dtype=np.uint16)
+    for number, colour in enumerate(colours):
+        np.save(folder / f"{number}.npy", np.broadcast_to(colour, (40, 40, 4)))
+    overrides = f"{MODEL},num_channels=4"
     arguments = ["--train_dir", folder, *TINY, "--config_overrides", overrides, "--max_steps", 2]
     done = run("--output_dir", tmp_path / "run", *arguments, "--image_mean", "auto")
     assert done.returncode == 0, done.stderr
-    assert f"Measured on {40 if channels == 4 else 60} images: --image_mean [0." in done.stdout
+    assert "Measured on 40 images: --image_mean [0." in done.stdout
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run")
-    assert len(processor.image_mean) == channels and processor.image_mean != [0.485, 0.456, 0.406]
-    if channels == 4:
-        assert processor.image_mean == pytest.approx(colours.mean(0) / 65535, abs=1e-4)
-        assert processor.image_std == pytest.approx(colours.std(0) / 65535, abs=1e-4)
+    assert processor.image_mean == pytest.approx(colours.mean(0) / 65535, abs=1e-4)
+    assert processor.image_std == pytest.approx(colours.std(0) / 65535, abs=1e-4)
     # The same numbers by hand are the same run.
     statistics = ["--image_mean", *processor.image_mean, "--image_std", *processor.image_std]
     again = run("--output_dir", tmp_path / "run", *arguments, *statistics)
@@ -450,19 +447,4 @@ def test_exit_codes(arguments, tmp_path):
         and len(done.stderr.splitlines()) == 1
         and done.stderr.startswith("error: --") | ("unknown argument" in done.stderr)
     )
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_image_columns(emoji_bytes, tmp_path):
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(write_parquet(tmp_path / "one.parquet", emoji_bytes[:20], 8))
-    features = '{"info": {"features": {"left": {"_type": "Image"}, "right": {"_type": "Image"}}}}'
-    pair = type(table).from_arrays([table["image"], table["image"]], names=["left", "right"])
-    pq.write_table(pair.replace_schema_metadata({"huggingface": features}), tmp_path / "two.parquet")
-    done = run("--dataset_name", tmp_path / "two.parquet", cwd=tmp_path)
-    assert done.returncode == 2 and "several image columns (left, right)" in done.stderr
-    pq.write_table(type(table).from_pydict({"count": [1, 2]}), tmp_path / "none.parquet")
-    done = run("--dataset_name", tmp_path / "none.parquet", cwd=tmp_path)
-    assert done.returncode == 2 and "no column of type Image" in done.stderr
     assert not (tmp_path / "outputs").exists()

@@ -346,10 +346,10 @@ def test_our_models_on_the_hub(hub: Hub):
     model.push_to_hub("me/ours")
     hub.requests.clear()
     loaded, found = load_checkpoint("me/ours", image_size=48)
+    files = [request.path.split("/resolve/")[1] for request in hub.requests if "/resolve/" in request.path]
     assert found.layout == "mae" and loaded.config.image_size == 48
     assert_same_state(loaded, type(model).from_pretrained("me/ours", image_size=48))
     # All but the first file by the commit that it came from, whatever is pushed in between.
-    files = [request.path.split("/resolve/")[1] for request in hub.requests if "/resolve/" in request.path]
     sha = HfApi().model_info("me/ours").sha
     revisions = {path.split("/", 1)[1]: path.split("/")[0] for path in files if not path.startswith("main/config")}
     assert revisions["model.safetensors"] == revisions["preprocessor_config.json"] == sha
