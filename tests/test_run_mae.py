@@ -1,5 +1,7 @@
 """examples/run_mae.py as a user runs it: subprocesses, real files, exit codes, what lies in the directory after."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -45,6 +47,21 @@ def run(*arguments, processes=1, cwd=None):
     return subprocess.run(
         command(*arguments, processes=processes), env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240
     )
+
+
+def start(*arguments):
+    """As `run`, in this process: for what ends before training, because most of a start is imports."""
+    argv, (output, errors) = sys.argv, (io.StringIO(), io.StringIO())
+    sys.argv = [str(SCRIPT), *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def train(output_dir, *arguments, processes=1):
@@ -116,7 +133,7 @@ def test_second_start_says_it_is_finished(finished, data):
     output_dir, _ = finished
     before = tree(output_dir)
     # Another division of the same batch, another log: still the same run.
-    done = run(
+    done = start(
         "--output_dir", output_dir, *data, "--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2
     )
     assert done.returncode == 0 and "already finished" in done.stdout and "--model_name_or_path" in done.stdout
@@ -186,7 +203,7 @@ def test_killed_run_goes_on_exactly(data, tmp_path, processes):
 def test_other_run_in_the_directory(finished, data, tmp_path):
     output_dir, _ = finished
     before = tree(output_dir)
-    done = run("--output_dir", output_dir, *data, "--seed", 7, "--mask_ratio", "0.5")
+    done = start("--output_dir", output_dir, *data, "--seed", 7, "--mask_ratio", "0.5")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert "recipe.seed was 42, now 7" in done.stderr and "model.mask_ratio was 0.75, now 0.5" in done.stderr
     assert "--overwrite_output_dir" in done.stderr and tree(output_dir) == before
@@ -194,7 +211,7 @@ def test_other_run_in_the_directory(finished, data, tmp_path):
 
 def test_changed_data_is_noticed(finished, data, emoji_bytes, tmp_path):
     other = write_parquet(tmp_path / "other" / "train.parquet", emoji_bytes[:89], 16)
-    done = run("--output_dir", finished[0], *data, "--dataset_name", other)
+    done = start("--output_dir", finished[0], *data, "--dataset_name", other)
     assert done.returncode == 2 and "data_fingerprint was" in done.stderr
 
 
@@ -208,7 +225,7 @@ def test_overwrite(data, tmp_path):
 
 def test_foreign_directory(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    done = run("--output_dir", tmp_path, *data)
+    done = start("--output_dir", tmp_path, *data)
     assert done.returncode == 2 and "not empty" in done.stderr and len(done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -300,7 +317,7 @@ def test_unreadable_images(emoji_bytes, tmp_path):
 
 def test_nothing_readable(emoji_bytes, tmp_path):
     bad = write_parquet(tmp_path / "bad" / "train.parquet", [b"no image"] * 40, 16).parent
-    done = run("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
+    done = start("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
     assert done.returncode == 2 and "None of 40 images tried for the pictures can be read" in done.stderr
     assert not (tmp_path / "run").exists()
     # Held-out images that can be read tell nothing of the training images.
@@ -385,7 +402,7 @@ def test_normalisation_of_ones_own(tmp_path):
     assert processor.image_std == pytest.approx(colours.std(0) / 65535, abs=1e-4)
     # The same numbers by hand are the same run.
     statistics = ["--image_mean", *processor.image_mean, "--image_std", *processor.image_std]
-    again = run("--output_dir", tmp_path / "run", *arguments, *statistics)
+    again = start("--output_dir", tmp_path / "run", *arguments, *statistics)
     assert again.returncode == 0 and "already finished" in again.stdout
 
 
@@ -425,16 +442,13 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
-def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch, capsys):
-    """In this process, because most of a second start is imports; test_exit_codes are the same in processes."""
+def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch):
+    """Here in this process; test_exit_codes are the same in processes."""
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert stopped.value.code == 2
-    stderr = capsys.readouterr().err
-    assert stderr.startswith("error: ") and message in stderr and len(stderr.splitlines()) == 1
+    done = start(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
 
 
