@@ -29,7 +29,7 @@ from mae.conversion import LAYOUTS, describe_mapping, spelling_of
 from mae.errors import UserError, first_line
 from mae.exporting import check_expressible, lost_in, our_state, save_checkpoint
 from mae.loading import Found, build, make_plan, summarise
-from mae.weights import PROCESSOR_FILE, Weights, read_weights
+from mae.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
 from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
 
 
@@ -156,7 +156,7 @@ def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> ModelCard
     is_classifier = isinstance(model, MAEForImageClassification)
     path = Path(source).expanduser()
     on_the_hub = not path.exists()
-    name = source if on_the_hub else path.resolve().name  # where it lies is nobody's business
+    name = hub_name(source) if on_the_hub else path.resolve().name  # where it lies is nobody's business
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",

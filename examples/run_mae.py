@@ -54,9 +54,10 @@ def main() -> None:
             arguments.data_retry_minutes,
             recipe.streaming,
         )
-    measured = choose_statistics(model, source, recipe)
+    measured = choose_statistics(model, source, recipe, arguments)
     training = PreTraining(model, source, recipe, arguments, accelerator)
-    images = load_images(held_out or source, model.config, count=12)  # now, not when training is done
+    # Now, not when training is done.
+    images = load_images(held_out or source, model.config, count=12, retry_minutes=arguments.data_retry_minutes)
     run = RunDirectory(
         arguments.output_dir, training.identity, arguments.overwrite_output_dir, accelerator.is_main_process
     )

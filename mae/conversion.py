@@ -13,7 +13,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Layout:
     blocks: dict[str, str]
     block: dict[str, str | tuple[str, str, str]]
 
-    def table(self, names: Iterable[str]) -> dict[str, str | tuple[str, ...]]:
+    def table(self, names: Collection[str]) -> dict[str, str | tuple[str, ...]]:
         """Our tensor -> theirs, or the three that it is fused from; of as many blocks as `names` (theirs) have."""
         modules: dict[str, str | tuple[str, ...]] = dict(self.modules)
         for ours, theirs in self.blocks.items():
@@ -68,35 +68,6 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     return max(numbers, default=-1) + 1
 
 
-_OUR_BLOCK = {
-    "norm1": "norm1",
-    "attn.qkv": "attn.qkv",
-    "attn.proj": "attn.proj",
-    "norm2": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-
-OURS = Layout(
-    parameters={
-        "mae.cls_token": "mae.cls_token",
-        "mae.pos_embed": "mae.pos_embed",
-        "decoder.mask_token": "decoder.mask_token",
-        "decoder.pos_embed": "decoder.pos_embed",
-    },
-    modules={
-        "mae.patch_embed.proj": "mae.patch_embed.proj",
-        "mae.norm": "mae.norm",
-        "decoder.embed": "decoder.embed",
-        "decoder.norm": "decoder.norm",
-        "decoder.pred": "decoder.pred",
-        "fc_norm": "fc_norm",
-        "head": "head",
-    },
-    blocks={"mae.blocks": "mae.blocks", "decoder.blocks": "decoder.blocks"},
-    block=_OUR_BLOCK,
-)
-
 # Also those of MAEModel.
 OFFICIAL = Layout(
     parameters={
@@ -115,8 +86,17 @@ OFFICIAL = Layout(
         "head": "head",
     },
     blocks={"mae.blocks": "blocks", "decoder.blocks": "decoder_blocks"},
-    block=_OUR_BLOCK,
+    block={
+        "norm1": "norm1",
+        "attn.qkv": "attn.qkv",
+        "attn.proj": "attn.proj",
+        "norm2": "norm2",
+        "mlp.fc1": "mlp.fc1",
+        "mlp.fc2": "mlp.fc2",
+    },
 )
+
+OURS = Layout(*({ours: ours for ours in names} for names in vars(OFFICIAL).values()))
 
 TIMM = replace(
     OFFICIAL,
@@ -125,46 +105,38 @@ TIMM = replace(
     blocks={"mae.blocks": "blocks"},
 )
 
-_VIT_MAE_PARAMETERS = {
-    "mae.cls_token": "vit.embeddings.cls_token",
-    "mae.pos_embed": "vit.embeddings.position_embeddings",
-    "decoder.mask_token": "decoder.mask_token",
-    "decoder.pos_embed": "decoder.decoder_pos_embed",
-}
-_VIT_MAE_MODULES = {
-    "mae.patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
-    "mae.norm": "vit.layernorm",
-    "decoder.embed": "decoder.decoder_embed",
-    "decoder.norm": "decoder.decoder_norm",
-    "decoder.pred": "decoder.decoder_pred",
-}
-_VIT_MAE_BLOCK = {
-    "norm1": "layernorm_before",
-    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
-    "attn.proj": "attention.output.dense",
-    "norm2": "layernorm_after",
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-}
-
 # The files on the Hub.
 VIT_MAE = Layout(
-    parameters=_VIT_MAE_PARAMETERS,
-    modules=_VIT_MAE_MODULES,
+    parameters={
+        "mae.cls_token": "vit.embeddings.cls_token",
+        "mae.pos_embed": "vit.embeddings.position_embeddings",
+        "decoder.mask_token": "decoder.mask_token",
+        "decoder.pos_embed": "decoder.decoder_pos_embed",
+    },
+    modules={
+        "mae.patch_embed.proj": "vit.embeddings.patch_embeddings.projection",
+        "mae.norm": "vit.layernorm",
+        "decoder.embed": "decoder.decoder_embed",
+        "decoder.norm": "decoder.decoder_norm",
+        "decoder.pred": "decoder.decoder_pred",
+    },
     blocks={"mae.blocks": "vit.encoder.layer", "decoder.blocks": "decoder.decoder_layers"},
-    block=_VIT_MAE_BLOCK,
+    block={
+        "norm1": "layernorm_before",
+        "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        "attn.proj": "attention.output.dense",
+        "norm2": "layernorm_after",
+        "mlp.fc1": "intermediate.dense",
+        "mlp.fc2": "output.dense",
+    },
 )
 # What save_pretrained of transformers 5 writes.
-VIT_MAE_SAVED_BY_5 = Layout(
-    parameters=_VIT_MAE_PARAMETERS,
-    modules=_VIT_MAE_MODULES,
-    blocks={"mae.blocks": "vit.encoder.layer", "decoder.blocks": "decoder.decoder_encoder.layer"},
-    block=_VIT_MAE_BLOCK,
+VIT_MAE_SAVED_BY_5 = replace(
+    VIT_MAE, blocks={"mae.blocks": "vit.encoder.layer", "decoder.blocks": "decoder.decoder_encoder.layer"}
 )
 # state_dict() in transformers 5.
-VIT_MAE_IN_MEMORY = Layout(
-    parameters=_VIT_MAE_PARAMETERS,
-    modules=_VIT_MAE_MODULES,
+VIT_MAE_IN_MEMORY = replace(
+    VIT_MAE,
     blocks={"mae.blocks": "vit.layers", "decoder.blocks": "decoder.decoder_layers"},
     block={
         "norm1": "layernorm_before",

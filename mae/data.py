@@ -22,7 +22,7 @@ from configuration_mae import MAEConfig, to_pair
 from mae.decoding import EncodedImage, decode_image
 from mae.errors import DataError, UserError, first_line
 from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
-from mae.retries import Patience, explain
+from mae.retries import Patience, explain, with_patience
 from mae.sources import Source
 from modeling_mae import num_visible_patches
 
@@ -166,7 +166,9 @@ def denormalize(pixel_values: torch.Tensor, config: MAEConfig) -> torch.Tensor:
     return pixel_values.float().clamp(0, 1)
 
 
-def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) -> torch.Tensor:
+def load_images(
+    source: Source, config: MAEConfig, count: int, seed: int = 0, retry_minutes: float = 0
+) -> torch.Tensor:
     """
     Up to `count` images of a source for evaluation, always the same ones: uint8 of shape (count, C, H, W). For square
     models the shorter side is resized and the centre cropped; rectangular ones get an exact resize.
@@ -179,11 +181,13 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) ->
     ends = np.cumsum(source.group_sizes)
     rows = permutation(int(ends[-1]), seed, "evaluation")[: 10 * count]  # enough for a source with some bad images
     images, reason = [], ""
+    what = "Images for the pictures cannot be read"
     for row in rows:
         group = int(np.searchsorted(ends, row, side="right"))
         first_row = int(row - (ends[group] - source.group_sizes[group]))
+        data = with_patience(what, retry_minutes, lambda: next(iter(source.read(group, first_row))))  # noqa: B023
         try:
-            images.append(transform(decode_image(next(iter(source.read(group, first_row))), config.num_channels)))
+            images.append(transform(decode_image(data, config.num_channels)))
         except Exception as error:  # an unreadable image is told of where it matters, in training
             reason = f"{type(error).__name__}: {first_line(error)}"
         if len(images) == count:
@@ -194,14 +198,14 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0) ->
 
 
 def measure_statistics(
-    source: Source, order: SampleOrder, config: MAEConfig, count: int
+    source: Source, order: SampleOrder, config: MAEConfig, count: int, retry_minutes: float = 0
 ) -> tuple[list[float], list[float], int]:
     """
     Mean and standard deviation of each channel, in [0, 1], over the pixels of the first images that training will
     see; and how many these were, at most `count`.
     """
     size = min(count, order.epoch_length)
-    stream = SampleStream(source, order, batch_size=1, stop=size)
+    stream = SampleStream(source, order, batch_size=1, stop=size, retry_minutes=retry_minutes)
     total = squares = torch.zeros(config.num_channels, dtype=torch.float64)
     num_images = 0
     for batch in make_loader(stream, config):

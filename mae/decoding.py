@@ -83,8 +83,8 @@ class EncodedImage:
 
     def decode(self, reduction: int = 1) -> Tensor:
         """
-        The image as `(C, H, W)`, in the values of 8 bits: uint8, or float32 where the file has more of them and more
-        than three channels. EXIF orientation applied, alpha on white, the first frame of several.
+        The image as `(C, H, W)`, in the values of 8 bits: uint8, or float32 from arrays of more bits. EXIF orientation
+        applied, alpha on white, the first frame of several.
 
         With a reduction, H and W are divided by it and rounded up.
         """

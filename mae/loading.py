@@ -51,6 +51,8 @@ _ENCODER_TENSORS = {
     "mae.blocks.0.mlp.fc1.weight": 2,
 }
 _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 2}
+# What depends on the size of a patch.
+_OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 # Parts of a checkpoint that a model may leave out.
 _LEFT_OUT = {
     MAEModel: ("decoder.", "head.", "fc_norm.", "mae.norm."),
@@ -271,9 +273,6 @@ def make_plan(
     if found.changed or found.new:
         plan.original = Plan(own_class, own, original_state, own.image_size, found)
     return plan
-
-
-_OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 
 
 def _checked(overrides: dict[str, Any]) -> dict[str, Any]:

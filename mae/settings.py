@@ -15,11 +15,13 @@ from mae.weights import CONFIG_FILE, Weights
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 # What of config.json is not the model's.
 _OF_THE_FILE = {"architectures", "auto_map", "dtype", "torch_dtype", "model_type", "transformers_version"}
-# What timm's model_args may hold: read off the tensors, translated below, or for training only.
+# What timm's model_args may hold: read off the tensors, translated below, or without a part in what the model computes
+# of an image of its own size.
 _TIMM_FROM_TENSORS = {"patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "num_classes"}
-_TIMM_TRANSLATED = {"img_size", "num_heads", "global_pool", "act_layer", "label_names"}
-_TIMM_TRAINING = {"drop_rate", "proj_drop_rate", "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"}
-_TIMM_TRAINING |= {"dynamic_img_size", "strict_img_size", "fc_norm", "class_token", "patch_drop_rate"}
+_TIMM_FROM_TENSORS |= {"fc_norm", "class_token"}
+_TIMM_TRANSLATED = {"img_size", "num_heads", "global_pool", "act_layer"}
+_TIMM_UNUSED = {"drop_rate", "proj_drop_rate", "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"}
+_TIMM_UNUSED |= {"dynamic_img_size", "strict_img_size", "patch_drop_rate"}
 
 
 def make_config(source: str, fields: dict[str, Any]) -> MAEConfig:
@@ -91,7 +93,7 @@ def stated_fields(weights: Weights) -> dict[str, Any]:
 def _timm_fields(source: str, config: dict[str, Any]) -> dict[str, Any]:
     """Our fields of a timm configuration."""
     arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or config
-    known = _TIMM_FROM_TENSORS | _TIMM_TRANSLATED | _TIMM_TRAINING
+    known = _TIMM_FROM_TENSORS | _TIMM_TRANSLATED | _TIMM_UNUSED
     other = [f"{name}={value!r}" for name, value in arguments.items() if name not in known and value is not None]
     if other:
         raise UserError(f"{source}: timm's model_args {', '.join(other)} have no counterpart in this model.")

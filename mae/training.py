@@ -100,7 +100,9 @@ def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | N
     )
 
 
-def choose_statistics(model: MAEForPreTraining, source: Source, recipe: PreTrainingRecipe) -> str | None:
+def choose_statistics(
+    model: MAEForPreTraining, source: Source, recipe: PreTrainingRecipe, arguments: RunArguments
+) -> str | None:
     """
     Sets the mean and std that images are normalised by where they are to be measured, and says so.
 
@@ -110,7 +112,9 @@ def choose_statistics(model: MAEForPreTraining, source: Source, recipe: PreTrain
     config = model.config
     if recipe.image_mean == ["auto"]:
         order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
-        config.image_mean, config.image_std, count = measure_statistics(source, order, config, STATISTICS_IMAGES)
+        config.image_mean, config.image_std, count = measure_statistics(
+            source, order, config, STATISTICS_IMAGES, arguments.data_retry_minutes
+        )
         mean, std = ([round(value, 4) for value in values] for values in (config.image_mean, config.image_std))
         return f"Measured on {count} images: --image_mean {mean}, --image_std {std}"
     if config.image_mean is None:
@@ -301,7 +305,8 @@ class PreTraining:
             optimizer.zero_grad()
             bar.update()
 
-            if step % arguments.logging_steps == 0 or step == self.num_steps:
+            logged = step % arguments.logging_steps == 0 or step == self.num_steps
+            if logged:
                 loss, mean_bad = accelerator.reduce(
                     torch.stack([step_loss, step_loss.new_tensor(len(skipped))]), "mean"
                 ).tolist()
@@ -330,7 +335,7 @@ class PreTraining:
                 state = {"step": step, "num_bad": num_bad}
                 run.save(self.model, optimizer, state, arguments.save_total_limit)
                 accelerator.wait_for_everyone()
-            if num_bad and not skipped:  # after a step that is logged and, if it is its turn, saved
+            if logged and num_bad:  # every process knows the same number then; after saving, if it is the step's turn
                 self._check_bad(num_bad, step, run)
         bar.close()
         runtime = time.perf_counter() - started

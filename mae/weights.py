@@ -112,7 +112,8 @@ def _read_json(path: Path) -> dict:
 def _read_folder(folder: Path) -> Weights:
     if not (folder / CONFIG_FILE).is_file():
         hint = "a model's directory has one"
-        loose = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".safetensors", *_TORCH_SUFFIXES)]
+        suffixes = (".safetensors", *_TORCH_SUFFIXES)
+        loose = sorted(path.name for path in folder.iterdir() if path.name.endswith(suffixes))
         if loose:
             hint += f"; to read a file by itself, name it: {folder / loose[0]}"
         raise UserError(f"The directory {folder} has no {CONFIG_FILE} ({hint}).")
@@ -132,12 +133,13 @@ def _read_model(source: str, path: Path) -> Weights:
     if (folder / PROCESSOR_FILE).is_file():
         weights.processor = _read_json(folder / PROCESSOR_FILE)
     for path in paths:
-        tensors, metadata = _read_tensors(path)
-        twice = tensors.keys() & weights.tensors.keys()
+        part = _read_tensors(path)
+        twice = part.tensors.keys() & weights.tensors.keys()
         if twice:
             raise UserError(f"{path} repeats tensors of another part: {listed(sorted(twice))}.")
-        weights.tensors |= tensors
-        weights.metadata |= metadata
+        weights.tensors |= part.tensors
+        weights.metadata |= part.metadata
+        weights.notes += part.notes
     lost = [name for name in promised if name not in weights.tensors]
     if lost:
         raise UserError(f"{path} names tensors that no part holds: {listed(lost)}.")
@@ -158,13 +160,11 @@ def _read_index(index: Path) -> dict[str, str]:
 def _read_file(path: Path) -> Weights:
     if path.name in _WEIGHTS_FILES and (path.parent / CONFIG_FILE).is_file():  # a file of a directory
         return _read_model(str(path), path)
-    tensors, metadata = _read_tensors(path)
-    notes = metadata.pop("notes", [])
-    return Weights(str(path), tensors, metadata=metadata, notes=notes)
+    return _read_tensors(path)
 
 
-def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors of one file, and what it says about them."""
+def _read_tensors(path: Path) -> Weights:
+    """One file by itself."""
     if not path.is_file():
         raise UserError(f"{path} does not exist.")
     if path.suffix == ".safetensors":
@@ -174,11 +174,11 @@ def _read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     raise UserError(f"{path} is not a kind of file that holds weights: .safetensors, {', '.join(_TORCH_SUFFIXES)}.")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, "pt") as file:
             metadata = {name: _parse(value) for name, value in (file.metadata() or {}).items()}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata
+            return Weights(str(path), {name: file.get_tensor(name) for name in file.keys()}, metadata=metadata)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}.") from None
 
@@ -191,7 +191,7 @@ def _parse(value: str) -> Any:
         return value
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_torch(path: Path) -> Weights:
     try:
         # Written by the official code's trainer: its arguments. No other class; a pickle could run anything.
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
@@ -212,19 +212,20 @@ def _read_torch(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise UserError(f"{path} is not a whole torch file: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds a {type(content).__name__}, not a dictionary of tensors.")
-    metadata = {}
+    weights = Weights(str(path), content)
     arguments, config = content.get("args"), content.get("config")
     if isinstance(arguments, argparse.Namespace):
-        metadata["args"] = vars(arguments)
+        weights.metadata["args"] = vars(arguments)
     if isinstance(config, dict):
-        metadata |= config
+        weights.metadata |= config
     for name in _STATE_NAMES:
         if isinstance(content.get(name), dict):
             others = [key for key in _OTHER_STATES if isinstance(content.get(key), dict)]
             if others:
-                metadata["notes"] = [f"{' and '.join(others)}, other weights in the file, left out"]
-            return dict(content[name]), metadata
-    return content, metadata
+                weights.notes.append(f"{' and '.join(others)}, other weights in the file, left out")
+            weights.tensors = dict(content[name])
+            break
+    return weights
 
 
 def _check_tensors(weights: Weights) -> None:
@@ -266,12 +267,15 @@ def listed(names: list[str], most: int = 8) -> str:
 # Hub
 
 
-def _read_hub(name: str, revision: str | None) -> Weights:
-    asked = name
+def hub_name(name: str) -> str:
+    """owner/name of a model, as people copy it from timm's documentation or from the address of its page."""
     for prefix in ("hf-hub:", "hf://", "https://huggingface.co/"):
         name = name.removeprefix(prefix)
-    name = name.removesuffix("/")
-    asked = asked if asked.isprintable() else repr(asked)
+    return name.removesuffix("/")
+
+
+def _read_hub(name: str, revision: str | None) -> Weights:
+    asked, name = name if name.isprintable() else repr(name), hub_name(name)
     here = f"{asked} is neither a file nor a directory here"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".safetensors", *_TORCH_SUFFIXES)):
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).")

@@ -1,8 +1,13 @@
 """Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
 
+import contextlib
 import io
 import json
 import os
+import runpy
+import signal
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +59,22 @@ def image_folder(tmp_path_factory, emoji_bytes) -> Path:
             path.with_suffix(".png").write_bytes(data)
     (folder / "notes.txt").write_text("not an image")
     return folder
+
+
+def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """A script in this process, as `python SCRIPT ARGUMENTS` would end: most of a start of its own is imports."""
+    argv, sigterm = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv, output, errors = [str(script), *map(str, arguments)], io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            runpy.run_path(str(script), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, sigterm)
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: str = "image") -> Path:

@@ -1,18 +1,15 @@
 """examples/convert_checkpoint.py as a user runs it; run_mae.py on checkpoints of other codes."""
 
-import contextlib
-import io
 import json
 import re
 import resource
-import runpy
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, run_here
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, close, inputs, make_model, make_vit_mae, official
@@ -34,18 +31,7 @@ HEADS = "num_attention_heads=3,decoder_num_attention_heads=4"
 
 
 def convert(*arguments):
-    """The script in this process, as `python examples/convert_checkpoint.py` would end."""
-    argv, (output, errors) = sys.argv, (io.StringIO(), io.StringIO())
-    sys.argv = [str(SCRIPT), *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    finally:
-        sys.argv = argv
-    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
+    return run_here(SCRIPT, *arguments)
 
 
 def differences(stdout):
@@ -270,6 +256,18 @@ def test_a_directory_of_the_users_is_never_removed(tmp_path):
     assert convert("--input", tmp_path / "ours", "--output", tmp_path / "output").returncode == 0
     assert (tmp_path / "output.unfinished" / "precious").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "output", "output.unfinished"]
+
+
+def test_stopped_by_the_user(tmp_path, monkeypatch):
+    make_model("encoder").save_pretrained(tmp_path / "ours")
+
+    def interrupted(*arguments, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mae.exporting.save_file", interrupted)
+    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", "timm")
+    assert done.returncode == 130 and done.stderr == "stopped: nothing was written\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
 
 
 @pytest.mark.parametrize("layout", ["mae", "official", "timm", "vit_mae"])

@@ -33,7 +33,7 @@ from mae.data import (
     normalize,
     samples_digest,
 )
-from mae.decoding import EncodedImage, decode_image
+from mae.decoding import EncodedImage, decode_image, plain_jpeg_size
 from mae.errors import DataError, UserError
 from mae.order import SampleOrder
 from mae.sources import open_dataset, open_folder
@@ -259,6 +259,23 @@ def test_images_that_cannot_be_decoded(emoji_bytes):
         example = Decode(CONFIG)[sample(data)]
         assert "pixel_values" not in example
         assert re.search(message, example["skipped"]), example["skipped"]
+
+
+def test_size_of_a_plain_jpeg():
+    """By its markers as by Pillow; what is not plain is Pillow's."""
+    for options in ({}, {"progressive": True}, {"subsampling": 0, "optimize": True}, {"dpi": (300, 300)}):
+        assert plain_jpeg_size(encode(picture(), "JPEG", **options)) == (24, 40)
+    for mode in ("L", "CMYK"):
+        assert plain_jpeg_size(encode(picture(mode), "JPEG")) == (24, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encode(picture(), "JPEG")
+    large = encode(Image.new("L", (4000, 3000)), "JPEG")
+    for data in (encode(picture(), "JPEG", exif=exif), large, encode(picture(), "PNG"), b"", whole[:10]):
+        assert plain_jpeg_size(data) is None
+    wide = Decode(CONFIG)[sample(whole)]
+    assert wide["pixel_values"].shape == (3, 32, 32)
+    assert EncodedImage(whole).height == 24 and EncodedImage(whole).width == 40
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

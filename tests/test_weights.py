@@ -307,6 +307,12 @@ def test_several_sets_of_weights(tmp_path):
     loaded, found = load_checkpoint(path, num_attention_heads=2)
     assert_same_state(loaded, model)
     assert "state_dict_ema, other weights in the file, left out" in str(found)
+    # Also in a directory; and what a file says of itself is no note of ours.
+    model.config.save_pretrained(tmp_path / "folder")
+    torch_file(tmp_path / "folder" / "pytorch_model.bin", {"model": model.state_dict(), "model_ema": average})
+    assert "model_ema, other weights" in str(load_checkpoint(tmp_path / "folder")[1])
+    save_file(model.state_dict(), tmp_path / "noted.safetensors", metadata={"notes": "hello"})
+    assert not load_checkpoint(tmp_path / "noted.safetensors", num_attention_heads=2)[1].changed
     wrapped = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
     assert_same_state(load_checkpoint(torch_file(tmp_path / "ddp.pth", wrapped), num_attention_heads=2)[0], model)
 
