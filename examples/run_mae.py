@@ -68,6 +68,8 @@ def main() -> None:
 
     if source.revision is not None:
         accelerator.print(f"{recipe.dataset_name} at {source.revision}")
+    if source.note is not None:
+        accelerator.print(source.note)
     if found is not None:
         accelerator.print(found)
     if measured is not None:

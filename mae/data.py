@@ -6,11 +6,7 @@ From a source to batches: the stream is the sampler, decoding is a pure function
 The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
 """
 
-import threading
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,24 +16,15 @@ from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
 from mae.decoding import EncodedImage, decode_image
-from mae.errors import DataError, UserError, first_line
-from mae.order import SampleOrder, Window, hash_key, permutation, sample_seed
-from mae.retries import Patience, explain, with_patience
+from mae.errors import UserError, first_line
+from mae.order import SampleOrder, hash_key, permutation
+from mae.retries import with_patience
 from mae.sources import Source
+from mae.streaming import Sample, SampleStream
 from modeling_mae import num_visible_patches
 
 
 DIGEST_SIZE = 16
-
-
-class Sample(NamedTuple):
-    """What the stream hands to a worker: a sample's key and its undecoded image."""
-
-    epoch: int
-    position: int  # running on over epochs
-    origin: tuple[str, int]  # file and row
-    seed: int
-    image: bytes | str
 
 
 @dataclass
@@ -221,193 +208,6 @@ def measure_statistics(
     if not std.all():
         raise UserError(f"A channel of the first {num_images} images has the same value everywhere: no --image_std.")
     return mean.tolist(), std.tolist(), num_images
-
-
-# Streaming
-
-
-class WindowReader:
-    """
-    A thread that reads windows in the order in which they are needed, the next ones while the present ones drain.
-
-    It runs ahead by at most `max_windows` windows and about `max_bytes` bytes; what the consumer waits for is read
-    whatever its size.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        windows: Iterator[Window],
-        max_windows: int,
-        max_bytes: int,
-        retry_minutes: float = 0,
-    ):
-        self.source = source
-        self.windows = windows
-        self.max_windows = max_windows
-        self.max_bytes = max_bytes
-        self.retry_minutes = retry_minutes
-        self.ready: deque[tuple[Window, list]] = deque()
-        self.bytes_ahead = 0
-        self.consumer_waits = False
-        self.error: BaseException | None = None
-        self.stopped = False
-        self.changed = threading.Condition()
-        # Where each lane stopped reading: (group, next row, the open iterator).
-        self.cursors: dict[int, tuple[int, int, Iterator[bytes | str]]] = {}
-        self.thread = threading.Thread(target=self._run, name="window-reader", daemon=True)
-        self.thread.start()
-
-    def get(self) -> tuple[Window, list]:
-        """The next window and its images in the order of reading; waits for it."""
-        with self.changed:
-            self.consumer_waits = True
-            self.changed.notify_all()
-            self.changed.wait_for(lambda: self.ready or self.error)
-            self.consumer_waits = False
-            if not self.ready:
-                raise self.error
-            window, images = self.ready.popleft()
-            self.bytes_ahead -= sum(map(len, images))
-            self.changed.notify_all()
-            return window, images
-
-    def close(self) -> None:
-        with self.changed:
-            self.stopped = True
-            self.changed.notify_all()
-        self.thread.join(timeout=5)  # a thread that hangs in a read is left behind; it is a daemon
-
-    def _account(self, num_bytes: int) -> None:
-        """Counts what was read, and waits until there is room for more."""
-        with self.changed:
-            self.bytes_ahead += num_bytes
-            self.changed.wait_for(
-                lambda: (
-                    self.stopped
-                    or (self.consumer_waits and not self.ready)
-                    or (len(self.ready) < self.max_windows and self.bytes_ahead < self.max_bytes)
-                )
-            )
-
-    def _run(self) -> None:
-        try:
-            for window in self.windows:
-                images = []
-                for group, first_row, count in window.segments:
-                    for image in self._read(window.lane, group, first_row, count):
-                        images.append(image)
-                        self._account(len(image))
-                        if self.stopped:
-                            return
-                with self.changed:
-                    self.ready.append((window, images))
-                    self.changed.notify_all()
-        except BaseException as error:  # handed to the consumer, which raises it
-            with self.changed:
-                self.error = error
-                self.changed.notify_all()
-
-    def _read(self, lane: int, group: int, first_row: int, count: int) -> Iterator[bytes | str]:
-        """`count` rows of a group, going on where the lane stopped if it stopped there."""
-        open_group, next_row, rows = self.cursors.pop(lane, (None, None, None))
-        if (open_group, next_row) != (group, first_row):
-            rows = None
-        number = 0
-        patience = Patience(f"Reading {self.source.origin(group, first_row)[0]}", self.retry_minutes)
-        while number < count:
-            try:
-                if rows is None:
-                    rows = iter(self.source.read(group, first_row + number))
-                image = next(rows)
-            except StopIteration:
-                name, row = self.source.origin(group, first_row + number)
-                raise DataError(
-                    f"{name} has no row {row}, although its index says so: the file is truncated or has changed."
-                ) from None
-            except Exception as error:
-                rows = None  # broken: to be opened again at the same row
-                if self.stopped or not patience.wait(error):
-                    name, row = self.source.origin(group, first_row + number)
-                    raise DataError(f"{name} cannot be read at row {row}: {explain(error)}") from error
-                continue
-            patience.succeeded()
-            number += 1
-            yield image
-        self.cursors[lane] = (group, first_row + count, rows)
-
-
-class SampleStream:
-    """
-    This process's samples from a position on: a batch sampler that yields the samples themselves.
-
-    Args:
-        source: Where images come from.
-        order: Their order.
-        batch_size: Samples of one micro-batch of this process.
-        process_index, num_processes: This process reads the lanes that are `process_index` modulo `num_processes`.
-        start, stop: First position of the run (over all processes), and the one after the last.
-        max_bytes_ahead: About how many bytes may be read before they are needed.
-        retry_minutes: How long a source that cannot be read now is waited for.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        order: SampleOrder,
-        batch_size: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        start: int = 0,
-        stop: int | None = None,
-        max_bytes_ahead: int = 256 * 2**20,
-        retry_minutes: float = 0,
-    ):
-        if order.lanes % num_processes:
-            raise UserError(
-                f"--lanes {order.lanes} must be a multiple of the number of processes, {num_processes}: each process "
-                "reads its own lanes."
-            )
-        if start % num_processes:
-            raise ValueError(f"start={start} must be a multiple of num_processes={num_processes}.")
-        self.source = source
-        self.order = order
-        self.batch_size = batch_size
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.start = start
-        self.stop = stop
-        self.max_bytes_ahead = max_bytes_ahead
-        self.retry_minutes = retry_minutes
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        order = self.order
-        lanes = range(self.process_index, order.lanes, self.num_processes)
-        # The reader starts here and not in __init__: DataLoader forks its workers before it asks for samples.
-        windows = order.windows(self.start, lanes)
-        reader = WindowReader(self.source, windows, len(lanes), self.max_bytes_ahead, self.retry_minutes)
-        current: dict[int, tuple[Window, list]] = {}
-        batch = []
-        try:
-            position = self.start + self.process_index
-            while self.stop is None or position < self.stop:
-                epoch, place = divmod(position, order.epoch_length)
-                row, lane = divmod(place, order.lanes)
-                window, images = current.get(lane, (None, None))
-                if window is None or window.epoch != epoch or row - window.start >= len(window):
-                    # Windows come in the order in which positions first need them, which is this loop's.
-                    window, images = current[lane] = reader.get()
-                index = int(window.order[row - window.start])
-                group, group_row = window.locate(index)
-                image, images[index] = images[index], b""  # frees it: a window drains while the next one fills
-                seed = sample_seed(order.seed, epoch, place)
-                batch.append(Sample(epoch, position, self.source.origin(group, group_row), seed, image))
-                if len(batch) == self.batch_size:
-                    yield batch
-                    batch = []
-                position += self.num_processes
-        finally:
-            reader.close()
 
 
 def make_loader(stream: SampleStream, config: MAEConfig, num_workers: int = 0) -> DataLoader:

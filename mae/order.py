@@ -120,6 +120,10 @@ class SampleOrder:
         order = permutation(stop - start, self.seed, epoch, lane, index)
         return Window(epoch, lane, start, tuple(segments), order)
 
+    def position(self, window: Window) -> int:
+        """The first position of a window, running on over epochs."""
+        return window.epoch * self.epoch_length + window.start * self.lanes + window.lane
+
     def window_index(self, lane: int, row: int) -> int:
         """The number of the window that holds a row of a lane."""
         return (row + self.window_size * lane // self.lanes) // self.window_size

@@ -1,9 +1,9 @@
 """
 Sources of images: lists of groups of addressable rows, with a fingerprint.
 
-    ParquetSource        a group is a row group, of a file here or on the Hub
-    ImageFolderSource    a group is one file, read when it is decoded
-    ArrowSource          a group is one row of what `datasets` has downloaded
+    ParquetSource      a group is a row group, of a file here or on the Hub
+    ImageFileSource    a group is one image file, here or on the Hub
+    ArrowSource        a group is one row of what `datasets` has downloaded
 
 A row is an image's bytes, or the path of its file. Counts come from parquet footers or the listing, so that a source
 opens quickly whatever its size.
@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -24,8 +25,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, Image, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.cache.cache import Cache
+from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
+from fsspec.implementations.local import LocalFileSystem
 from huggingface_hub import HfApi, constants
+from huggingface_hub.hf_api import RepoFile
 
 from mae.errors import UserError
 from mae.order import hash_key
@@ -34,7 +38,13 @@ from mae.retries import with_patience
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # How much is asked for at once of a file that is not on this machine.
-BLOCK_SIZE = 4 * 2**20
+BLOCK_SIZE = 8 * 2**20
+# How many requests for data of one process are under way at once.
+REMOTE_READERS = 16
+# A row group cannot be entered by row: what lies before is read and passed over. Larger ones are told of.
+LARGE_ROW_GROUP = 2**30
+# What may describe image files in a data set.
+METADATA_EXTENSIONS = {".csv", ".jsonl", ".parquet"}
 # Of images with other numbers of channels than 1 and 3.
 ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
 
@@ -45,6 +55,8 @@ class Source(Protocol):
     group_sizes: list[int]
     fingerprint: str
     revision: str | None  # the commit on the Hub that it is read at
+    num_readers: int  # how many groups are worth reading at once
+    note: str | None  # what the user should know of it
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         """The rows of a group from `first_row` on: an image's bytes, or the path of its file."""
@@ -53,30 +65,28 @@ class Source(Protocol):
         """Where a row comes from: the file's name within the source and the row's number in it."""
 
 
-class ImageFolderSource:
-    """All image files below a folder, at any depth, in any case of the extension. Links are not followed."""
+class ImageFileSource:
+    """
+    Image files. Those on this machine are read where they are decoded, those on the Hub before.
 
-    revision = None
+    Args:
+        files: Name within the source -> path or address.
+        fingerprint: A hash of the names and of what says something of the contents.
+        revision: The commit that they are read at, on the Hub.
+    """
 
-    def __init__(self, folder: str, num_channels: int = 3):
-        extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
-        self.folder = folder
-        files = []
-        for directory, subdirectories, names in os.walk(folder):
-            subdirectories.sort()
-            for name in sorted(names):
-                path = os.path.join(directory, name)
-                if os.path.splitext(name)[1].lower() in extensions and not os.path.islink(path):
-                    files.append((Path(path).relative_to(folder).as_posix(), os.path.getsize(path)))
-        if not files:
-            kind = "image files" if num_channels in (1, 3) else f"files of images with {num_channels} channels"
-            raise UserError(f"{folder} holds no {kind} ({', '.join(sorted(extensions))}).")
-        self.names = [name for name, _ in files]
+    def __init__(self, files: dict[str, str], fingerprint: str, revision: str | None = None):
+        self.names, self.paths = list(files), list(files.values())
         self.group_sizes = [1] * len(files)
-        self.fingerprint = hash_key("folder", tuple(files)).hex()
+        self.fingerprint = fingerprint
+        self.revision = revision
+        self.num_readers = 1 if revision is None else REMOTE_READERS
+        self.file_system = None if revision is None else fsspec.core.url_to_fs(self.paths[0])[0]
+        self.note = None
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
-        yield os.path.join(self.folder, self.names[group])
+        path = self.paths[group]
+        yield path if self.file_system is None else self.file_system.cat_file(path)
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         return self.names[group], 0
@@ -180,18 +190,41 @@ class ParquetSource:
         self.group_sizes = [row_group.num_rows for row_group in row_groups]
         index = tuple((row_group.name, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
         self.fingerprint = hash_key("parquet", column, index, footers).hex()
+        # One for all threads, with what it knows of the files.
+        self.file_system, _ = fsspec.core.url_to_fs(row_groups[0].file)
+        self.num_readers = 1 if isinstance(self.file_system, LocalFileSystem) else REMOTE_READERS
+        # Footers of a few hundred files stay here, or each row group would cost a request more.
+        self._metadata = lru_cache(maxsize=256)(self._read_metadata)
+        self.note = None
+        largest = max(row_groups, key=lambda row_group: row_group.num_bytes)
+        if largest.num_bytes >= LARGE_ROW_GROUP:
+            self.note = (
+                f"Note: {largest.name} has a row group of {largest.num_bytes / 1e9:.1f} GB ({largest.num_rows:,} "
+                "rows), which cannot be entered in the middle: where a lane starts or a run resumes in it, what lies "
+                "before is read and dropped. Smaller ones, as `datasets` writes them, cost nothing."
+            )
+
+    def _read_metadata(self, file: str) -> pq.FileMetaData:
+        with self.file_system.open(file) as stream:
+            return pq.ParquetFile(stream).metadata
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
-        row_group = self.row_groups[group]
-        file_system, path = fsspec.core.url_to_fs(row_group.file)
-        with file_system.open(path, block_size=BLOCK_SIZE) as stream:
-            file = pq.ParquetFile(stream, buffer_size=BLOCK_SIZE)
-            # A row group cannot be entered by row: what is not wanted is passed over.
-            row = 0
-            for batch in file.iter_batches(batch_size=32, row_groups=[row_group.number], columns=[self.column]):
-                for image in batch.slice(min(max(first_row - row, 0), len(batch))).column(0).to_pylist():
-                    if isinstance(image, dict):
-                        image = image.get("bytes") or image.get("path")
+        row_group, metadata = self.row_groups[group], self._metadata(self.row_groups[group].file)
+        # No cache: what is asked for is what is sent, in blocks that end where the column does.
+        with self.file_system.open(row_group.file, cache_type="none") as stream:
+            file = pq.ParquetFile(stream, metadata=metadata, buffer_size=BLOCK_SIZE)
+            names = [field.name for field in file.schema_arrow.field(self.column).flatten()]
+            leaf = f"{self.column}.bytes" if f"{self.column}.bytes" in names else self.column
+            row, paths = 0, None
+            for batch in file.iter_batches(batch_size=32, row_groups=[row_group.number], columns=[leaf]):
+                images = batch.column(0) if leaf == self.column else batch.column(0).field("bytes")
+                for index in range(max(first_row - row, 0), len(batch)):
+                    image = images[index].as_py()
+                    if image is None and f"{self.column}.path" in names:  # an image beside the file
+                        if paths is None:
+                            table = file.read_row_group(row_group.number, columns=[f"{self.column}.path"])
+                            paths = table.column(0).combine_chunks().field("path")
+                        image = paths[row + index].as_py()
                     yield image or b""
                 row += len(batch)
 
@@ -203,7 +236,11 @@ class ParquetSource:
 class ArrowSource:
     """One split of a data set that is on this machine as Arrow: every row can be read by itself, and is a group."""
 
-    def __init__(self, dataset: datasets.Dataset, column: str, revision: str | None = None):
+    num_readers = 1
+    note = None
+
+    def __init__(self, dataset: datasets.Dataset, column: str, split: str, revision: str | None = None):
+        self.split = split
         self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
         self.column = column
         self.revision = revision
@@ -218,7 +255,7 @@ class ArrowSource:
         yield image.get("bytes") or image.get("path") or b""
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
-        return "row", group
+        return self.split, group
 
 
 def _read_file(image: bytes | str) -> bytes:
@@ -244,14 +281,41 @@ def find_image_column(features: dict[str, Any], image_column_name: str | None) -
     return columns[0]
 
 
-def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFolderSource:
-    """The images below a folder; `flag` is named in the error."""
-    if not os.path.isdir(folder):
+def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSource:
+    """
+    All image files below a folder, at any depth, in any case of the extension. Links are not followed.
+
+    Args:
+        folder: The folder; `~` is the user's home.
+        flag: Named in the error.
+        num_channels: Images of other numbers than 1 and 3 are arrays.
+
+    Raises:
+        UserError: where there is none.
+    """
+    root = os.path.expanduser(folder)
+    if not os.path.isdir(root):
         raise UserError(f"{flag} {folder}: there is no such folder.")
-    try:
-        return ImageFolderSource(folder, num_channels)
-    except UserError as error:
-        raise UserError(f"{flag} {error}") from None
+    extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
+    files, index, num_links = {}, [], 0
+    for directory, subdirectories, names in os.walk(root):
+        subdirectories.sort()
+        num_links += sum(os.path.islink(os.path.join(directory, name)) for name in subdirectories)
+        for name in sorted(names):
+            path = os.path.join(directory, name)
+            if os.path.splitext(name)[1].lower() not in extensions:
+                continue
+            if os.path.islink(path):
+                num_links += 1
+                continue
+            name = Path(path).relative_to(root).as_posix()
+            files[name] = path
+            index.append((name, os.path.getsize(path)))
+    if not files:
+        kind = "image files" if num_channels in (1, 3) else f"files of images with {num_channels} channels"
+        links = f"; its {num_links} symbolic links are not followed" if num_links else ""
+        raise UserError(f"{flag} {folder} holds no {kind} ({', '.join(sorted(extensions))}){links}.")
+    return ImageFileSource(files, hash_key("folder", tuple(index)).hex())
 
 
 def open_dataset(
@@ -271,57 +335,90 @@ def open_dataset(
     Returns:
         Its train split, and its validation or test split where there is one.
     """
+    local = os.path.expanduser(name)
     paths = []
     if name.endswith(".parquet"):
         # An address (hf://, https://) goes to datasets as it is; a name with brackets may be a file after all.
-        paths = [name] if "://" in name or os.path.exists(name) else sorted(glob.glob(name))
+        paths = [name] if "://" in name else [local] if os.path.exists(local) else sorted(glob.glob(local))
         if not paths:
             raise UserError(f"--dataset_name {name}: there is no such file.")
-    arguments: dict[str, Any] = {"path": name, "name": config_name, "revision": revision}
-    if paths:
-        arguments = {"path": "parquet", "data_files": {"train": paths}}
-    if revision is not None and (paths or os.path.isdir(name)):
-        raise UserError(f"--dataset_revision {revision} is for data sets on the Hub; {name} is on this machine.")
-    if not paths and (name.startswith((".", "/", "~")) or name.count("/") > 1) and not os.path.isdir(name):
+    on_the_hub = not paths and not os.path.isdir(local)
+    if on_the_hub and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise UserError(f"--dataset_name {name}: there is no such folder.")
+    if revision is not None and not on_the_hub:
+        raise UserError(f"--dataset_revision {revision} is for data sets on the Hub; {name} is on this machine.")
     what = f"--dataset_name {name} cannot be opened"
-    if not paths and not os.path.isdir(name) and not constants.HF_HUB_OFFLINE:
+    if on_the_hub and not constants.HF_HUB_OFFLINE:
         # Asked for by ourselves, because `datasets` takes a copy of any revision where the Hub does not answer.
-        info = with_patience(what, retry_minutes, lambda: HfApi().dataset_info(name, revision=revision))
-        arguments["revision"] = revision = info.sha
+        revision = with_patience(what, retry_minutes, lambda: HfApi().dataset_info(name, revision=revision)).sha
+    arguments: dict[str, Any] = {"path": name if on_the_hub else local, "name": config_name, "revision": revision}
+    if paths:
+        escaped = [path if "://" in path else glob.escape(path) for path in paths]
+        arguments = {"path": "parquet", "data_files": {"train": escaped}}
 
     def open_builder() -> DatasetBuilder:
-        builder = load_dataset_builder(**arguments)
+        try:
+            builder = load_dataset_builder(**arguments)
+        except ValueError as error:
+            configurations = re.search(r"(Available|available configs): \[(.*?)\]", str(error))
+            if configurations is None:
+                raise
+            raise UserError(
+                f"--dataset_name {name} has several configurations: give --dataset_config_name one of "
+                f"{configurations[2].replace(chr(39), '')}{f', not {config_name}' if config_name else ''}."
+            ) from None
         if streaming and isinstance(builder, Cache):
             raise ConnectionError("the Hub does not answer; a downloaded copy is here, which --no_streaming reads")
         return builder
 
     builder = with_patience(what, retry_minutes, open_builder)
-    if streaming and not isinstance(builder, Parquet):
-        raise UserError(
-            f"--dataset_name {name} is not made of parquet files, whose rows can be addressed. --no_streaming "
-            f"downloads it; for a folder of images use --train_dir {name}; of most data sets the Hub has a parquet "
-            "copy, --dataset_revision refs/convert/parquet."
-        )
-    files = {str(split): list(files) for split, files in builder.config.data_files.items()}
-    if "train" not in files:
-        raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
+    files = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
 
-    def stream_split(split: str) -> ParquetSource:
+    def stream_parquet(split: str) -> ParquetSource:
         row_groups, footers = read_footers(files[split], retry_minutes)
-
         dataset = with_patience(
             what, retry_minutes, lambda: load_dataset(**arguments, split=split, streaming=True)._resolve_features()
         )
         return ParquetSource(row_groups, find_image_column(dataset.features, image_column_name), footers, revision)
 
-    def download_split(split: str) -> ArrowSource:
+    def stream_files(split: str) -> ImageFileSource:
+        root = f"hf://datasets/{name}@{revision}/"
+        images = {file.removeprefix(root): file for file in files[split]}
+        images = {name: file for name, file in images.items() if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS}
+        contents = hash_key("files", *((name, blobs()[name]) for name in images)).hex()
+        return ImageFileSource(images, contents, revision)
+
+    @cache
+    def blobs() -> dict[str, str]:
+        """What git calls the contents of the files."""
+
+        def listing() -> dict[str, str]:
+            entries = HfApi().list_repo_tree(name, recursive=True, revision=revision, repo_type="dataset")
+            return {entry.path: entry.blob_id for entry in entries if isinstance(entry, RepoFile)}
+
+        return with_patience(what, retry_minutes, listing)
+
+    def download(split: str) -> ArrowSource:
         dataset = with_patience(what, retry_minutes, lambda: load_dataset(**arguments, split=split))
         if not len(dataset):
             raise UserError(f"--dataset_name {name} holds no rows.")
         column = find_image_column(dataset.features, image_column_name)
-        return with_patience(what, 0, lambda: ArrowSource(dataset, column, revision))
+        return with_patience(what, 0, lambda: ArrowSource(dataset, column, split, revision))
 
-    open_split = stream_split if streaming else download_split
+    extensions = {Path(file).suffix.lower() for split in files.values() for file in split}
+    if not streaming:
+        open_split = download
+    elif isinstance(builder, Parquet):
+        open_split = stream_parquet
+    elif on_the_hub and isinstance(builder, ImageFolder) and extensions <= IMAGE_EXTENSIONS | METADATA_EXTENSIONS:
+        open_split = stream_files
+    else:
+        raise UserError(
+            f"--dataset_name {name} is not made of parquet files or image files, which can be read one by one. "
+            f"--no_streaming downloads it; for a folder of images on this machine use --train_dir {name}; of most "
+            "data sets the Hub has a parquet copy, --dataset_revision refs/convert/parquet."
+        )
+    if "train" not in files:
+        raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
     held_out = next((split for split in ("validation", "test") if split in files), None)
     return open_split("train"), open_split(held_out) if held_out else None

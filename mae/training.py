@@ -21,12 +21,13 @@ from tqdm import tqdm
 from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
 from mae.checkpointing import SKIPPED_FILE, RunDirectory
-from mae.data import SampleStream, make_loader, measure_statistics, normalize, samples_digest
+from mae.data import make_loader, measure_statistics, normalize, samples_digest
 from mae.errors import DataError, UserError, first_line
 from mae.loading import Found, load_checkpoint
 from mae.optimization import learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
+from mae.streaming import SampleStream
 from modeling_mae import MAEForPreTraining
 
 

@@ -39,6 +39,14 @@ def hub() -> Iterator[Hub]:
     HUB.faults.clear()
 
 
+def upload(name: str, folder: Path) -> str:
+    """A folder as data set me/NAME on the Hub of the tests; the commit."""
+    from huggingface_hub import HfApi  # reads the variables above
+
+    HfApi().create_repo(f"me/{name}", repo_type="dataset", exist_ok=True)
+    return HfApi().upload_folder(folder_path=folder, repo_id=f"me/{name}", repo_type="dataset").oid
+
+
 @pytest.fixture(scope="session")
 def emoji_bytes() -> list[bytes]:
     """The PNG files of the held-out emoji."""
@@ -97,3 +105,15 @@ def parquet_folder(tmp_path_factory, emoji_bytes) -> Path:
     write_parquet(folder / "train-00001-of-00002.parquet", emoji_bytes[50:90], row_group_size=16)
     write_parquet(folder / "test-00000-of-00001.parquet", emoji_bytes[90:102], row_group_size=6)
     return folder
+
+
+@pytest.fixture(scope="session")
+def parquet_on_the_hub(parquet_folder) -> tuple[str, str]:
+    """The name of a data set, and the commit that it was uploaded in."""
+    return "me/emoji", upload("emoji", parquet_folder)
+
+
+@pytest.fixture(scope="session")
+def files_on_the_hub(image_folder) -> tuple[str, str]:
+    """The image folder as a data set, and the commit that it was uploaded in."""
+    return "me/files", upload("files", image_folder)

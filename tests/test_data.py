@@ -10,6 +10,7 @@ import time
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,9 +24,6 @@ from configuration_mae import MAEConfig
 from mae.data import (
     Collate,
     Decode,
-    Sample,
-    SampleStream,
-    WindowReader,
     denormalize,
     load_images,
     make_loader,
@@ -37,6 +35,7 @@ from mae.decoding import EncodedImage, decode_image, plain_jpeg_size
 from mae.errors import DataError, UserError
 from mae.order import SampleOrder
 from mae.sources import open_dataset, open_folder
+from mae.streaming import Sample, SampleStream, WindowReader
 
 
 CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)
@@ -484,11 +483,15 @@ def assert_same(ours, theirs):
         assert torch.equal(one.pixel_values, other.pixel_values) and torch.equal(one.noise, other.noise)
 
 
-@pytest.fixture(params=["parquet", "folder"])
-def source(request, parquet_folder, image_folder):
-    if request.param == "parquet":
-        return open_dataset(str(parquet_folder))[0]
-    return open_folder(str(image_folder), "--train_dir")
+@pytest.fixture(scope="module", params=["parquet", "folder", "parquet on the Hub", "files on the Hub", "downloaded"])
+def source(request, parquet_folder, image_folder, parquet_on_the_hub, files_on_the_hub):
+    return {
+        "parquet": lambda: open_dataset(str(parquet_folder))[0],
+        "folder": lambda: open_folder(str(image_folder), "--train_dir"),
+        "parquet on the Hub": lambda: open_dataset(parquet_on_the_hub[0])[0],
+        "files on the Hub": lambda: open_dataset(files_on_the_hub[0])[0],
+        "downloaded": lambda: open_dataset(files_on_the_hub[0], streaming=False)[0],
+    }[request.param]()
 
 
 def test_workers_do_not_matter(source):
@@ -500,10 +503,10 @@ def test_workers_do_not_matter(source):
 
 
 def test_any_start(source):
-    # 90 or 60 rows: two positions in the first epoch, one in the second; windows of 8, so in mid-window too.
+    # 90 or 60 rows: positions in the first epoch and in the second; windows of 8, so in mid-window too.
     expected = batches(source)
-    for start in (24, 40, 80):
-        assert_same(batches(source, start=start), expected[start // 8 :])
+    for start, workers in ((24, 0), (40, 1), (80, 0)):
+        assert_same(batches(source, workers, start), expected[start // 8 :])
 
 
 @pytest.mark.parametrize("processes", [2, 4])
@@ -537,10 +540,33 @@ def test_samples_are_the_rows(source):
     assert len({sample.origin for sample in samples}) == order.epoch_length
 
 
+def test_row_groups_without_bytes(tmp_path, emoji_bytes):
+    """A row that names a file in the place of its bytes, and one that names nothing."""
+    (tmp_path / "beside.png").write_bytes(emoji_bytes[0])
+    rows = [{"bytes": data, "path": None} for data in emoji_bytes[:40]]
+    rows[35] = {"bytes": None, "path": str(tmp_path / "beside.png")}
+    rows[36] = None
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array(rows, kind)}), tmp_path / "train.parquet")
+    source, _ = open_dataset(str(tmp_path / "train.parquet"), image_column_name="image")
+    expected = [*emoji_bytes[:35], str(tmp_path / "beside.png"), b"", *emoji_bytes[37:40]]
+    assert list(source.read(0, 0)) == expected and list(source.read(0, 33)) == expected[33:]
+    # In one of 40 batches of 2 is what cannot be read.
+    assert sum(len(batch.skipped) for batch in batches(source, stop=40, batch_size=2)) == 1
+
+
+def test_a_very_large_row_group_is_told_of(parquet_folder, monkeypatch):
+    assert open_dataset(str(parquet_folder))[0].note is None
+    monkeypatch.setattr("mae.sources.LARGE_ROW_GROUP", 10_000)
+    source, _ = open_dataset(str(parquet_folder))
+    assert re.match(r"Note: train-0000\d-of-00002.parquet has a row group of 0.0 GB \(16 rows\), which", source.note)
+
+
 class BrokenSource:
     """A source with what real ones have now and then."""
 
     fingerprint = "broken"
+    num_readers = 1
 
     def __init__(self, images, claimed=None):
         self.images = images
@@ -582,28 +608,71 @@ def test_lanes_and_processes():
         batches(BrokenSource([b""] * 32), processes=3)
 
 
-def test_reading_ahead_is_bounded_in_bytes():
-    read = []
+class TickedSource(BrokenSource):
+    """A slow source: it gives a row for each tick."""
 
-    class Counting(BrokenSource):
-        def read(self, group, first_row):
-            for data in self.images[first_row:]:
-                read.append(len(data))
-                yield data
+    def __init__(self, images, num_readers=1):
+        super().__init__(images)
+        self.group_sizes = [16] * (len(images) // 16)
+        self.num_readers = num_readers
+        self.ticks = threading.Semaphore(0)
+        self.read_rows = 0
 
-    source = Counting([bytes(1000)] * 512)
-    order = SampleOrder(source.group_sizes, seed=0, lanes=1, shuffle_buffer_size=64)
-    for max_bytes, ahead in ((10_000, 10), (10**9, 64)):
-        read.clear()
-        reader = WindowReader(source, order.windows(0, [0]), max_windows=1, max_bytes=max_bytes)
-        reader.get()
-        deadline = time.monotonic() + 5
-        while len(read) < 64 + ahead and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.1)  # time enough to read too much
-        assert 64 + ahead <= len(read) <= 64 + ahead + 2
+    def read(self, group, first_row):
+        for row in range(first_row, 16):
+            self.ticks.acquire()
+            self.read_rows += 1
+            yield self.images[16 * group + row]
+
+
+def until(condition):
+    """Waits for what threads are about to do."""
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return condition()
+
+
+@pytest.mark.parametrize("num_readers", [1, 4])
+def test_reading_ahead_is_bounded(num_readers):
+    order = SampleOrder([16] * 64, seed=0, lanes=4, shuffle_buffer_size=256)
+    for max_windows, max_bytes, ahead in ((2, 10**9, 48 + 32), (32, 100_000, 100), (32, 10, 1)):
+        source = TickedSource([bytes(1000)] * 1024, num_readers)
+        source.ticks.release(10**6)
+        reader = WindowReader(source, order.windows(0, range(4)), max_windows, max_bytes)
+        window, _ = reader.get()
+        assert len(window) == 64  # of 64,000 bytes, whatever the limits
+        assert until(lambda: source.read_rows >= 64 + ahead)  # noqa: B023
+        time.sleep(0.05)  # time enough to read too much
+        assert source.read_rows <= 64 + ahead + num_readers
         reader.close()
-        assert not reader.thread.is_alive()
+        assert not any(thread.is_alive() for thread in reader.threads)
+
+
+@pytest.mark.parametrize("num_readers", [1, 4])
+def test_a_window_that_ends_finds_the_next_one_read(num_readers, monkeypatch):
+    """Two epochs of a source that is an eighth faster than training, and room for what an epoch begins with."""
+    source = TickedSource([bytes(1000)] * 1024, num_readers)
+    order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=256)
+    waits = []
+
+    def get(reader):
+        with reader.changed:
+            waits.append(not (reader.readings and not reader.readings[0].missing))
+        source.ticks.release(256 * waits[-1])  # or it would wait for ever
+        return real_get(reader)
+
+    real_get = WindowReader.get
+    monkeypatch.setattr(WindowReader, "get", get)
+    stream = SampleStream(source, order, 8, stop=2 * order.epoch_length, max_bytes_ahead=192_000)
+    for _ in stream:
+        source.ticks.release(9)
+        read_rows = None
+        while source.read_rows != read_rows:  # until the ticks are used up, or there is no room
+            read_rows = source.read_rows
+            time.sleep(0.005)
+    assert source.read_rows == 2048
+    assert len(waits) > 32 and not any(waits[4:])
 
 
 def test_a_dropped_stream_leaves_no_thread(parquet_folder):
@@ -611,6 +680,6 @@ def test_a_dropped_stream_leaves_no_thread(parquet_folder):
     order = SampleOrder(source.group_sizes, seed=0, lanes=4)
     iterator = iter(SampleStream(source, order, batch_size=4))
     next(iterator)
-    assert any(thread.name == "window-reader" for thread in threading.enumerate())
+    assert any(thread.name.startswith("window-reader") for thread in threading.enumerate())
     iterator.close()
-    assert not any(thread.name == "window-reader" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("window-reader") for thread in threading.enumerate())
