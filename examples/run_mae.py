@@ -35,7 +35,7 @@ def main() -> None:
     recipe, arguments = parse_arguments(
         PreTrainingRecipe, RunArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
     )
-    accelerator = make_accelerator()
+    accelerator = make_accelerator(arguments.data_retry_minutes)
     logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
     model, found = build_model(recipe)
@@ -59,15 +59,18 @@ def main() -> None:
     # Now, not when training is done.
     images = load_images(held_out or source, model.config, count=12, retry_minutes=arguments.data_retry_minutes)
     run = RunDirectory(
-        arguments.output_dir, training.identity, arguments.overwrite_output_dir, accelerator.is_main_process
+        arguments.output_dir,
+        training.identity,
+        arguments.overwrite_output_dir,
+        accelerator.is_main_process,
+        data=data_name(recipe, source.revision),
     )
     accelerator.wait_for_everyone()
     if run.results is not None:
         accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
         return
 
-    if source.revision is not None:
-        accelerator.print(f"{recipe.dataset_name} at {source.revision}")
+    accelerator.print(f"Data: {data_name(recipe, source.revision)}")
     if source.note is not None:
         accelerator.print(source.note)
     if found is not None:
@@ -78,7 +81,7 @@ def main() -> None:
     accelerator.print(
         f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "
         f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
-        f"{accelerator.num_processes} x {accelerator.device.type}{threads}"
+        f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding"
     )
     results = training.train(run)
 
@@ -93,6 +96,14 @@ def main() -> None:
         run.finish(results)
         print(summary(run, results))
     accelerator.end_training()
+
+
+def data_name(recipe: PreTrainingRecipe, revision: str | None) -> str:
+    """The flags that name the data, to be printed."""
+    if recipe.train_dir is not None:
+        return f"--train_dir {recipe.train_dir}"
+    name = f"--dataset_name {recipe.dataset_name or HERE / 'data' / 'emoji'}"
+    return name + (f" --dataset_revision {revision}" if revision is not None else "")
 
 
 def summary(run: RunDirectory, results: dict) -> str:

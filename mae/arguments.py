@@ -152,7 +152,13 @@ class RunArguments:
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images of a micro-batch of a process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimizer step."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
-    dataloader_num_workers: int = field(default=0, metadata={"help": "Decoding processes of each training process."})
+    dataloader_num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "Decoding processes of each training process. Default: one on a CPU, with an accelerator one for "
+            "each core but one, at most 16."
+        },
+    )
     logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
     save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
@@ -178,7 +184,7 @@ class RunArguments:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
         if not self.data_retry_minutes >= 0:
             raise UserError(f"--data_retry_minutes {self.data_retry_minutes} must not be negative.")
-        if self.dataloader_num_workers < 0:
+        if self.dataloader_num_workers is not None and self.dataloader_num_workers < 0:
             raise UserError(f"--dataloader_num_workers {self.dataloader_num_workers} must not be negative.")
 
 

@@ -81,6 +81,7 @@ class RunDirectory:
     Args:
         path: The directory.
         identity: Everything that changes the run's results, as JSON values.
+        data: What the data is called, to be named where it has changed.
         overwrite: Whether to remove an earlier run's files.
         is_main_process: Whether this process writes. The others must call after it has.
 
@@ -88,10 +89,13 @@ class RunDirectory:
         UserError: where the directory holds something else, or a run with another identity.
     """
 
-    def __init__(self, path: str, identity: dict, overwrite: bool = False, is_main_process: bool = True):
+    def __init__(
+        self, path: str, identity: dict, overwrite: bool = False, is_main_process: bool = True, data: str = "its data"
+    ):
         self.path = Path(path)
         # As it will be read back: tuples become lists.
         self.identity = json.loads(json.dumps(identity, default=str))
+        self.data = data
         self.is_main_process = is_main_process
         if is_main_process:
             self._claim(overwrite)
@@ -109,7 +113,7 @@ class RunDirectory:
             else:
                 self._check_identity(run_file)
                 return
-            write_json(run_file, self.identity)
+            write_json(run_file, self.identity | {"data_name": self.data})
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be used: {error.strerror or error}.") from None
 
@@ -150,12 +154,15 @@ class RunDirectory:
                 f"--output_dir {self.path} was being overwritten when that was stopped: pass --overwrite_output_dir "
                 "again."
             )
+        data = stored.pop("data_name", "other data")
         theirs, ours = flatten(stored), flatten(self.identity)
         differences = [
             f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
             for name in sorted(theirs.keys() | ours.keys())
             if theirs.get(name) != ours.get(name)
         ]
+        if stored.get("data") != self.identity.get("data"):
+            differences.append(f"the data was that of {data}, now of {self.data}")
         if differences:
             raise UserError(
                 f"--output_dir {self.path} holds another run ({'; '.join(differences)}): name another directory, or "

@@ -10,10 +10,11 @@ import os
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -33,12 +34,20 @@ from modeling_mae import MAEForPreTraining
 
 # How many images --image_mean auto looks at.
 STATISTICS_IMAGES = 1000
+# More are not started by themselves: one process hands them their images.
+MAX_WORKERS = 16
 
 
-def make_accelerator() -> Accelerator:
-    """Accelerate's idea of this process; stops where the launcher meant something else."""
+def make_accelerator(patience_minutes: float = 0) -> Accelerator:
+    """
+    Accelerate's idea of this process; stops where the launcher meant something else.
+
+    Args:
+        patience_minutes: How long one process may wait for its data, while the others wait for it.
+    """
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + patience_minutes))
     try:
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[timeout])
     except ValueError as error:  # a precision that the device does not have
         raise UserError(first_line(error)) from None
     if accelerator.mixed_precision not in ("no", "bf16"):
@@ -55,10 +64,22 @@ def make_accelerator() -> Accelerator:
     # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(cores // local_world_size, 1))
+        torch.set_num_threads(max(count_cores(), 1))
     return accelerator
+
+
+def count_cores() -> int:
+    """This process's share of the machine's cores, rounded down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def default_num_workers(device: torch.device) -> int:
+    """
+    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
+    one of them decodes.
+    """
+    return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 
 def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | None]:
@@ -173,6 +194,9 @@ class PreTraining:
         self.initial_weights = hash_weights(model) if recipe.model_name_or_path is not None else None
         self.order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
 
+        self.num_workers = arguments.dataloader_num_workers
+        if self.num_workers is None:
+            self.num_workers = default_num_workers(accelerator.device)
         self.accumulation = arguments.gradient_accumulation_steps
         self.batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
         self.steps_per_epoch = self.order.epoch_length / self.batch_size
@@ -204,7 +228,7 @@ class PreTraining:
             stop=self.num_steps * self.batch_size,
             retry_minutes=self.arguments.data_retry_minutes,
         )
-        return make_loader(stream, self.model.config, self.arguments.dataloader_num_workers)
+        return make_loader(stream, self.model.config, self.num_workers)
 
     @property
     def identity(self) -> dict:
@@ -223,7 +247,7 @@ class PreTraining:
             "effective_batch_size": self.batch_size,
             "mixed_precision": self.accelerator.mixed_precision,
             "initial_weights": self.initial_weights,
-            "data_fingerprint": self.source.fingerprint,
+            "data": {"fingerprint": self.source.fingerprint, "images": self.order.num_rows},
             "model": config,
         }
 
@@ -288,7 +312,13 @@ class PreTraining:
             step_loss, digests = 0.0, []
             for micro_step in range(1, self.accumulation + 1):
                 asked = time.perf_counter()
-                batch = next(batches)
+                try:
+                    batch = next(batches)
+                except RuntimeError as error:  # not of the data, whose errors have classes of their own
+                    raise DataError(
+                        f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
+                        "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
+                    ) from error
                 data_wait += time.perf_counter() - asked
                 skipped += batch.skipped
                 synchronised = micro_step == self.accumulation

@@ -137,7 +137,7 @@ def test_overwrite_that_is_stopped_leaves_nothing_to_resume(tmp_path, monkeypatc
 def test_a_start_that_was_killed_does_not_block_the_next(tmp_path):
     (tmp_path / "run.json.unfinished").write_text("{")
     RunDirectory(tmp_path, {"seed": 1})
-    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1}
+    assert json.loads((tmp_path / "run.json").read_text()) == {"seed": 1, "data_name": "its data"}
 
 
 def test_overwrite_takes_odd_entries(tmp_path):

@@ -199,7 +199,10 @@ def test_other_run_in_the_directory(finished, data, tmp_path):
 def test_changed_data_is_noticed(finished, data, emoji_bytes, tmp_path):
     other = write_parquet(tmp_path / "other" / "train.parquet", emoji_bytes[:89], 16)
     done = start("--output_dir", finished[0], *data, "--dataset_name", other)
-    assert done.returncode == 2 and "data_fingerprint was" in done.stderr
+    assert (
+        done.returncode == 2 and "data.fingerprint was" in done.stderr and "data.images was 90, now 89" in done.stderr
+    )
+    assert f"the data was that of --dataset_name {data[1]}, now of --dataset_name {other})" in done.stderr
 
 
 def test_overwrite(data, tmp_path):
@@ -315,6 +318,18 @@ def test_nothing_readable(emoji_bytes, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_decoding_process_that_dies(data, tmp_path):
+    arguments = ["--output_dir", tmp_path / "run", *data, "--max_steps", 10**6, "--dataloader_num_workers", 2]
+    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "run" / "checkpoint-10").exists():
+        time.sleep(0.01)
+    psutil.Process(process.pid).children()[0].kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "error: A decoding process has ended (DataLoader worker" in stderr
+    assert "Traceback" not in stderr
+
+
 def test_no_process_is_silent_about_its_data(emoji_bytes, tmp_path):
     """Rows 0 to 31 are the lanes of both processes; which of them meets the missing rows is open."""
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:64], 16)
@@ -346,7 +361,7 @@ def test_the_printed_command_trains_on(finished, data, tmp_path):
     assert going_on.returncode == 0, going_on.stderr
     assert metrics(tmp_path / "more")[0]["loss"] < 0.8 * metrics(output_dir)[0]["loss"]
     identity = [json.loads((folder / "run.json").read_text()) for folder in (output_dir, tmp_path / "more")]
-    assert identity[0]["data_fingerprint"] == identity[1]["data_fingerprint"]
+    assert identity[0]["data"] == identity[1]["data"]
     assert identity[0]["initial_weights"] is None and identity[1]["initial_weights"] is not None
     (line,) = [line for line in done.stdout.splitlines() if "python -c" in line]
     load = [sys.executable, *shlex.split(line)[1:]]

@@ -13,7 +13,7 @@ from hub import Hub
 from huggingface_hub import HfApi
 from PIL import Image
 from test_data import BrokenSource, assert_same, batches, encode
-from test_run_mae import TINY, run
+from test_run_mae import TINY, run, start
 
 from mae import retries
 from mae.data import samples_digest
@@ -63,14 +63,23 @@ def test_revisions_and_fingerprints(tmp_path, emoji_bytes):
         open_dataset(str(tmp_path), revision="v1")
 
 
-def test_pre_training_from_the_hub(parquet_on_the_hub, tmp_path):
-    """The revision is told and recorded; a data set that has changed is noticed."""
-    name, sha = parquet_on_the_hub
-    arguments = ["--dataset_name", name, *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+def test_pre_training_from_the_hub(tmp_path, emoji_bytes):
+    """The revision is told and recorded; a data set that has changed is noticed, and the old one can be named."""
+    path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:40], 8)
+    sha = upload("growing", path.parent)
+    arguments = ["--dataset_name", "me/growing", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
     done = run(*arguments)
     assert done.returncode == 0, done.stderr
-    assert f"{name} at {sha}" in done.stdout
+    assert f"Data: --dataset_name me/growing --dataset_revision {sha}\n" in done.stdout
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha
+    write_parquet(path, emoji_bytes[:48], 8)
+    now = upload("growing", path.parent)
+    done = start(*arguments)
+    assert done.returncode == 2 and "data.images was 40, now 48" in done.stderr
+    names = [f"--dataset_name me/growing --dataset_revision {revision}" for revision in (sha, now)]
+    assert f"the data was that of {names[0]}, now of {names[1]})" in done.stderr
+    done = start(*arguments, "--dataset_revision", sha)
+    assert done.returncode == 0 and "already finished" in done.stdout
 
 
 def test_image_files_on_the_hub(files_on_the_hub, image_folder, tmp_path):
@@ -136,7 +145,7 @@ def test_downloaded_data_trains(parquet_on_the_hub, tmp_path):
     arguments = ["--dataset_name", name, "--no_streaming", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
     done = run(*arguments, processes=2)
     assert done.returncode == 0, done.stderr
-    assert f"{name} at {sha}" in done.stdout
+    assert f"Data: --dataset_name {name} --dataset_revision {sha}\n" in done.stdout
 
 
 # What is read
