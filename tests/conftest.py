@@ -71,7 +71,11 @@ def image_folder(tmp_path_factory, emoji_bytes) -> Path:
 
 def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
     """A script in this process, as `python SCRIPT ARGUMENTS` would end: most of a start of its own is imports."""
-    argv, sigterm = sys.argv, signal.getsignal(signal.SIGTERM)
+    import torch  # after the variables above
+    from accelerate.state import AcceleratorState, GradientState
+
+    argv, sigterm, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes of the other tests
     sys.argv, output, errors = [str(script), *map(str, arguments)], io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -82,6 +86,9 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
     finally:
         sys.argv = argv
         signal.signal(signal.SIGTERM, sigterm)
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
     return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 

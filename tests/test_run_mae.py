@@ -47,13 +47,14 @@ def run(*arguments, processes=1, cwd=None):
 
 
 def start(*arguments):
-    """As `run`, in this process: for what ends before training."""
+    """As `run` with one process, in this one."""
     return run_here(SCRIPT, *arguments)
 
 
 def train(output_dir, *arguments, processes=1):
     """Runs to the end; the lines of metrics.jsonl."""
-    done = run("--output_dir", output_dir, *arguments, processes=processes)
+    arguments = ["--output_dir", output_dir, *arguments]
+    done = start(*arguments) if processes == 1 else run(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr
     return metrics(output_dir)
 
@@ -288,7 +289,7 @@ def test_unreadable_images(emoji_bytes, tmp_path):
     assert int(re.search(message, over.stderr)[1]) >= 8 and "of 80" not in over.stderr and "of 88" not in over.stderr
     # With another limit the same run goes on.
     arguments += ["--max_bad_fraction", 0.2]
-    whole = run("--output_dir", tmp_path / "whole", *arguments)
+    whole = start("--output_dir", tmp_path / "whole", *arguments)
     assert whole.returncode == 0 and "Going on after step 10" in whole.stdout, whole.stderr
     skipped = [json.loads(line) for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in skipped) == [3, 13, 23, 33, 43, 53, 63, 73]
@@ -313,7 +314,7 @@ def test_nothing_readable(emoji_bytes, tmp_path):
     assert not (tmp_path / "run").exists()
     # Held-out images that can be read tell nothing of the training images.
     write_parquet(bad / "test.parquet", emoji_bytes[:8], 8)
-    done = run("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
+    done = start("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
     assert done.returncode == 1 and "error: None of the first 8 images can be read" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -368,11 +369,9 @@ def test_the_printed_command_trains_on(finished, data, tmp_path):
     assert "MAEModel" in subprocess.run(load, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_precision_is_part_of_the_identity(finished, data):
-    done = subprocess.run(
-        command("--output_dir", finished[0], *data),
-        env={**ENVIRONMENT, "ACCELERATE_MIXED_PRECISION": "bf16"}, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+def test_precision_is_part_of_the_identity(finished, data, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    done = start("--output_dir", finished[0], *data)
     assert done.returncode == 2 and "mixed_precision was 'no', now 'bf16'" in done.stderr
 
 
@@ -397,7 +396,7 @@ def test_normalisation_of_ones_own(tmp_path):
         np.save(folder / f"{number}.npy", np.broadcast_to(colour, (40, 40, 4)))
     overrides = f"{MODEL},num_channels=4"
     arguments = ["--train_dir", folder, *TINY, "--config_overrides", overrides, "--max_steps", 2]
-    done = run("--output_dir", tmp_path / "run", *arguments, "--image_mean", "auto")
+    done = start("--output_dir", tmp_path / "run", *arguments, "--image_mean", "auto")
     assert done.returncode == 0, done.stderr
     assert "Measured on 40 images: --image_mean [0." in done.stdout
     processor = AutoImageProcessor.from_pretrained(tmp_path / "run")
@@ -455,13 +454,9 @@ def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch
     assert not (tmp_path / "outputs").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--mask_ration", "0.5"], ["--train_dir", "empty"]])
-def test_exit_codes(arguments, tmp_path):
+def test_exit_code(tmp_path):
     (tmp_path / "empty").mkdir()
-    done = run(*arguments, cwd=tmp_path)
-    assert (
-        done.returncode == 2
-        and len(done.stderr.splitlines()) == 1
-        and done.stderr.startswith("error: --") | ("unknown argument" in done.stderr)
-    )
+    done = run("--train_dir", "empty", cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: --train_dir empty holds no image files")
     assert not (tmp_path / "outputs").exists()

@@ -68,7 +68,7 @@ def test_pre_training_from_the_hub(tmp_path, emoji_bytes):
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:40], 8)
     sha = upload("growing", path.parent)
     arguments = ["--dataset_name", "me/growing", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
-    done = run(*arguments)
+    done = start(*arguments)
     assert done.returncode == 0, done.stderr
     assert f"Data: --dataset_name me/growing --dataset_revision {sha}\n" in done.stdout
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha
