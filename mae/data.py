@@ -33,23 +33,29 @@ class Batch:
     A micro-batch.
 
     pixel_values: uint8 of shape (good, C, H, W); one blank image where none could be read.
-    noise: float32 of shape (good, L).
+    noise: float32 of shape (good, L). No tensor, nor are the keys: a worker hands over each tensor by a connection of
+        its own, 0.6 ms.
     weight: good / size, by which the mean loss over the good images is scaled.
     size: number of positions consumed.
-    digests: uint8 of shape (size, 8 + DIGEST_SIZE): position and digest of each sample.
+    keys: position and digest of each sample, one after the other.
     skipped: (origin, reason) of each unreadable image.
     """
 
     pixel_values: torch.Tensor
-    noise: torch.Tensor
+    noise: np.ndarray
     weight: float
     size: int
-    digests: torch.Tensor
+    keys: bytes
     skipped: list[tuple[tuple[str, int], str]]
+
+    @property
+    def digests(self) -> torch.Tensor:
+        """The keys as uint8 of shape (size, 8 + DIGEST_SIZE)."""
+        return torch.frombuffer(bytearray(self.keys), dtype=torch.uint8).view(self.size, -1)
 
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader, which cannot look inside."""
-        self.pixel_values, self.noise = self.pixel_values.pin_memory(), self.noise.pin_memory()
+        self.pixel_values = self.pixel_values.pin_memory()
         return self
 
 
@@ -115,10 +121,10 @@ class Collate:
         keys = [example["sample"].position.to_bytes(8, "big") + example["digest"] for example in examples]
         return Batch(
             pixel_values=torch.stack([example["pixel_values"] for example in used]),
-            noise=torch.stack([example["noise"] for example in used]),
+            noise=torch.stack([example["noise"] for example in used]).numpy(),
             weight=len(good) / len(examples),
             size=len(examples),
-            digests=torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8).view(len(examples), -1),
+            keys=b"".join(keys),
             skipped=[(example["sample"].origin, example["skipped"]) for example in examples if "skipped" in example],
         )
 

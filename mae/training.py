@@ -324,7 +324,7 @@ class PreTraining:
                 synchronised = micro_step == self.accumulation
                 with nullcontext() if synchronised else accelerator.no_sync(model):
                     images = batch.pixel_values.to(accelerator.device, non_blocking=True)
-                    noise = batch.noise.to(accelerator.device, non_blocking=True)
+                    noise = torch.from_numpy(batch.noise).to(accelerator.device, non_blocking=True)
                     pixel_values = normalize(images, self.model.config)
                     # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided
                     # by the batch size, however the batch is divided.
