@@ -289,7 +289,6 @@ class PreTraining:
         if state:
             accelerator.print(f"Going on after step {first_step}.")
         run.cut_metrics(first_step)
-        batches = iter(self._make_loader(first_step))
         bar = tqdm(
             total=self.num_steps,
             initial=first_step,
@@ -299,7 +298,8 @@ class PreTraining:
         )
 
         started = logged_at = time.perf_counter()
-        data_wait, last_logged, loss = 0.0, first_step, None
+        batches = iter(self._make_loader(first_step))  # reads what the first batches need
+        data_wait, last_logged, loss = time.perf_counter() - started, first_step, None
         num_bad = state["num_bad"] if state else 0  # images that could not be read, over all processes
         skipped = []  # those of this process since the last logged step
         for step in range(first_step + 1, self.num_steps + 1):
