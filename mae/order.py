@@ -120,6 +120,11 @@ class SampleOrder:
         order = permutation(stop - start, self.seed, epoch, lane, index)
         return Window(epoch, lane, start, tuple(segments), order)
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether rows come in nearly the same places in each epoch: too few groups to permute, too short windows."""
+        return np.count_nonzero(self.group_sizes) < 4 * self.lanes and self.window_size < self.lane_length
+
     def position(self, window: Window) -> int:
         """The first position of a window, running on over epochs."""
         return window.epoch * self.epoch_length + window.start * self.lanes + window.lane

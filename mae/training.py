@@ -215,6 +215,12 @@ class PreTraining:
                 f"Note: --warmup_epochs {recipe.warmup_epochs:g} is no shorter than the run of {self.num_epochs:.3g} "
                 "epochs: the learning rate only rises, and does not reach its peak."
             )
+        if self.order.is_coarse:
+            accelerator.print(
+                f"Note: the data has few row groups ({len(source.group_sizes)}), which are what is permuted in each "
+                f"epoch; within them rows are only shuffled over --shuffle_buffer_size {recipe.shuffle_buffer_size}. "
+                "A larger one mixes better, and takes more memory; or write the data in smaller row groups."
+            )
         self._make_loader(first_step=0)  # for its checks, before anything is written
 
     def _make_loader(self, first_step: int) -> DataLoader:

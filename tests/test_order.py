@@ -101,6 +101,26 @@ def test_shuffle_reaches_over_its_window_only():
     assert 10 < distance.mean() < 50 and distance.max() < 50
 
 
+def test_uniform_enough():
+    """
+    Of 100 groups of 10 rows, 8 lanes with windows of 32, over 200 epochs: in which eighth of the epoch a row comes, how
+    one epoch's places correlate with the next one's, and how many groups are mixed in a batch of 50.
+    """
+    order = SampleOrder([10] * 100, seed=0, lanes=8, shuffle_buffer_size=256)
+    epochs = 200
+    rows = np.array([10 * group + row for _, (group, row) in take(order, 0, epochs * 1000)]).reshape(epochs, 1000)
+    places = np.argsort(rows, axis=1)  # [epoch, row]
+    counts = np.stack([(places // 125 == eighth).sum(axis=0) for eighth in range(8)])
+    chi_squared = ((counts - epochs / 8) ** 2 / (epochs / 8)).sum(axis=0)  # of each row, with 7 degrees of freedom
+    # Of a uniform order the mean is 7, and the largest of 1,000 about 24. Here 7.36 and 25.9. It is less uniform where
+    # groups are few for the lanes: then a row has few places to come in.
+    assert 6 < chi_squared.mean() < 8 and chi_squared.max() < 30
+    correlations = [np.corrcoef(places[epoch], places[epoch + 1])[0, 1] for epoch in range(epochs - 1)]
+    assert abs(np.mean(correlations)) < 0.02 and max(np.abs(correlations)) < 0.5
+    groups = [len(set(batch // 10)) for batch in rows.reshape(-1, 50)]
+    assert min(groups) >= 12 and np.mean(groups) > 18
+
+
 def test_lanes_do_not_refill_at_once():
     order = SampleOrder([10_000], seed=0, lanes=8, shuffle_buffer_size=800)
     starts = {lane: order.window(0, lane, 1).start for lane in range(8)}

@@ -89,6 +89,7 @@ def test_what_a_run_leaves(finished):
     output_dir, done = finished
     lines = metrics(output_dir)
     assert [line["step"] for line in lines] == list(range(1, 25))
+    assert "Note: the data has few row groups (7)" in done.stdout
     keys = {"step", "epoch", "loss", "learning_rate", "images_per_second", "data_wait", "samples_digest"}
     assert all(set(line) == keys for line in lines)
     # 90 rows in 4 lanes are 88 positions an epoch; base rate x 8 / 256; the first update has rate 0.

@@ -1,8 +1,10 @@
 """Data sets on the Hub of the tests, and its faults: nothing lost, nothing read twice, every error in a line."""
 
+import hashlib
 import io
 import json
 import tarfile
+import threading
 
 import numpy as np
 import psutil
@@ -228,6 +230,10 @@ def test_what_does_not_pass_is_told_at_once(status, parquet_on_the_hub, hub: Hub
     hub.faults.clear()
     with pytest.raises(UserError, match="me/never cannot be opened: 404 .*check the name"):
         open_dataset("me/never", retry_minutes=10)
+    source, _ = open_dataset(name)
+    hub.fault("GET", r"/cdn/", status=status, times=99)
+    with pytest.raises(DataError, match="train-0000.* cannot be read at row .*(hf auth login|ask for access)"):
+        batches(source)
     assert "trying again" not in capsys.readouterr().err
 
 
@@ -287,18 +293,33 @@ def test_a_file_that_is_truncated(tmp_path, emoji_bytes, hub: Hub):
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DataError, match="train.parquet (cannot be read at|has no) row"):
         batches(source, stop=64)
+    # The same on the Hub: its server has less than its index says.
+    path.write_bytes(data)
+    upload("truncated", tmp_path)
+    source, _ = open_dataset("me/truncated")
+    stored = hub.blob(hashlib.sha256(data).hexdigest())
+    stored.write_bytes(data[: len(data) // 2])
+    with pytest.raises(DataError, match="train.parquet (cannot be read at|has no) row"):
+        batches(source, stop=64)
 
 
-@pytest.mark.slow
-def test_an_outage(parquet_on_the_hub, parquet_folder, hub: Hub, monkeypatch):
-    """Longer than the clients' own patience, which is about 25 seconds."""
+@pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_an_outage(seconds, tmp_path, emoji_bytes, hub: Hub, monkeypatch, capsys):
+    """In mid-stream; the long one is longer than the clients' own patience, which is about 25 seconds."""
     monkeypatch.setattr(retries, "FIRST_DELAY", 1.0)
-    name, _ = parquet_on_the_hub
-    source, _ = open_dataset(name)
-    hub.fault("GET", r"/datasets/me/emoji/resolve/.*train", status=503, times=9)
+    write_parquet(tmp_path / "train.parquet", emoji_bytes, row_group_size=4)
+    upload("outage", tmp_path)
+    source, _ = open_dataset("me/outage")
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
-    stream = SampleStream(source, order, 8, stop=96, retry_minutes=5)
-    samples = [sample for batch in stream for sample in batch]
-    local = SampleStream(open_dataset(str(parquet_folder))[0], order, 8, stop=96)
+    stream = iter(SampleStream(source, order, 8, stop=order.epoch_length, max_bytes_ahead=1, retry_minutes=5))
+    samples = next(stream)
+    hub.fault("GET", r"resolve|cdn", status=503, times=10**9)
+    end = threading.Timer(seconds, hub.faults.clear)
+    end.start()
+    samples += [sample for batch in stream for sample in batch]
+    end.join()
+    local = SampleStream(open_dataset(str(tmp_path))[0], order, 8, stop=order.epoch_length)
     assert [sample.image for sample in samples] == [sample.image for batch in local for sample in batch]
-    assert not hub.faults[0].times
+    assert [request for request in hub.requests if request.status == 503]
+    if seconds > 25:
+        assert "trying again in 1 s" in capsys.readouterr().err
