@@ -153,8 +153,9 @@ class _FooterCache:
         self.footers = {}
         if self.path is not None and self.path.exists():
             try:
-                self.footers = json.loads(self.path.read_text(encoding="utf-8"))
-            except ValueError:  # damaged: as if it were not there
+                kept = json.loads(self.path.read_text(encoding="utf-8"))
+                self.footers = {file: (digest, sizes) for file, (digest, sizes) in kept.items()}
+            except (ValueError, TypeError, AttributeError):  # damaged: as if it were not there
                 pass
 
     def get(self, file: str) -> tuple[str, list[list[int]]] | None:

@@ -103,8 +103,8 @@ def test_shuffle_reaches_over_its_window_only():
 
 def test_uniform_enough():
     """
-    Of 100 groups of 10 rows, 8 lanes with windows of 32, over 200 epochs: in which eighth of the epoch a row comes, how
-    one epoch's places correlate with the next one's, and how many groups are mixed in a batch of 50.
+    Of 100 groups of 10 rows, 8 lanes with windows of 32, over 200 epochs: in which eighth of the epoch a row comes,
+    how one epoch's places correlate with the next one's, and how many groups are mixed in a batch of 50.
     """
     order = SampleOrder([10] * 100, seed=0, lanes=8, shuffle_buffer_size=256)
     epochs = 200

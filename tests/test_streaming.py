@@ -3,8 +3,10 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -203,6 +205,11 @@ def test_an_index_is_kept(parquet_on_the_hub, hub: Hub, monkeypatch):
     assert len(first) == 10_000 == len(read) and sum(row_group.num_rows for row_group in first) == 10**6
     assert first[1].name == "00001.parquet"
     assert read_footers(files) == (first, digest) and len(read) == 10_000
+    (kept,) = [path for path in Path(os.environ["HF_HOME"]).rglob("footers/*.json") if path.stat().st_size > 10**5]
+    for damaged in ("{", "[]", '{"a": 1}'):
+        kept.write_text(damaged)
+        assert read_footers(files) == (first, digest) and len(read) == 20_000
+        del read[10_000:]
     assert SampleOrder([row_group.num_rows for row_group in first], seed=0).window(0, 3, 5).segments
 
 
