@@ -13,6 +13,7 @@ for a mistake in the command line, before anything is written; 1 for data that b
 import json
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from transformers.utils import logging
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
 from mae.checkpointing import CURVE_FILE, METRICS_FILE, RECONSTRUCTION_FILE, RunDirectory
 from mae.data import load_images
-from mae.errors import DataError, UserError
+from mae.errors import Interrupted, RunError, UserError
+from mae.interruption import EXIT_CODE
 from mae.sources import open_dataset, open_folder
 from mae.training import PreTraining, build_model, choose_statistics, make_accelerator
 from mae.visualization import save_curve, save_reconstruction
@@ -128,10 +130,14 @@ Train on from these weights:
 
 
 if __name__ == "__main__":
+    rank = os.environ.get("RANK", "0")
     try:
         main()
-    except (UserError, DataError) as error:
+    except (UserError, RunError) as error:
         # Every process has its own data to break off, so that none may be silent.
-        rank = os.environ.get("RANK", "0")
         print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except (Interrupted, KeyboardInterrupt) as error:  # the second before training has begun
+        if rank == "0":
+            print(str(error) or "Stopped before training began.", file=sys.stderr)
+        sys.exit(EXIT_CODE if isinstance(error, Interrupted) else 128 + signal.SIGINT)

@@ -161,7 +161,14 @@ class RunArguments:
     )
     logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
     save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
+    save_minutes: float | None = field(
+        default=None, metadata={"help": "Minutes after which a checkpoint is due, beside those of --save_steps."}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    resume_from_checkpoint: str = field(
+        default="auto",
+        metadata={"help": "auto: the newest checkpoint of the output directory; none: a start anew; or a path."},
+    )
     data_retry_minutes: float = field(
         default=10, metadata={"help": "How long data is waited for that a fault of the network keeps away."}
     )
@@ -180,6 +187,8 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1.")
+        if self.save_minutes is not None and not self.save_minutes > 0:
+            raise UserError(f"--save_minutes {self.save_minutes} must be positive.")
         if not 0 <= self.max_bad_fraction <= 1:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
         if not self.data_retry_minutes >= 0:

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from mae.errors import UserError
+from mae.errors import RunError, UserError, first_line
 
 
+UNFINISHED = ".unfinished"  # ends the names of what is being written or removed
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
@@ -53,14 +55,26 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def _is_of_a_run(name: str) -> bool:
     """Whether a run writes something of this name, or its unfinished form."""
-    name = name.removesuffix(".unfinished")
+    name = name.removesuffix(UNFINISHED).removesuffix(".removed")
     return name in _FILES or _CHECKPOINT.fullmatch(name) is not None
+
+
+def flush(*paths: Path) -> None:
+    """Waits until files or folders are on the disk, where a loss of power does not reach them."""
+    for path in paths:
+        if path.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a whole file or none."""
-    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished = path.with_name(path.name + UNFINISHED)
     unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    flush(unfinished)
     os.replace(unfinished, path)
 
 
@@ -72,6 +86,16 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
+
+
+def differences(theirs: dict, ours: dict) -> list[str]:
+    """In what two identities differ, in words."""
+    theirs, ours = flatten(theirs), flatten(ours)
+    return [
+        f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
 
 
 class RunDirectory:
@@ -120,7 +144,7 @@ class RunDirectory:
     def _check_foreign(self, overwrite: bool) -> None:
         """Refuses a directory that is not ours; with `overwrite` only where its files would be taken for ours."""
         # The unfinished file is of a start that was killed.
-        names = {entry.name for entry in self.path.iterdir()} - {RUN_FILE + ".unfinished"}
+        names = {entry.name for entry in self.path.iterdir()} - {RUN_FILE + UNFINISHED}
         if names and not overwrite:
             raise UserError(
                 f"--output_dir {self.path} is not empty and holds no run of this script: name another directory, or "
@@ -155,18 +179,13 @@ class RunDirectory:
                 "again."
             )
         data = stored.pop("data_name", "other data")
-        theirs, ours = flatten(stored), flatten(self.identity)
-        differences = [
-            f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
-            for name in sorted(theirs.keys() | ours.keys())
-            if theirs.get(name) != ours.get(name)
-        ]
+        found = differences(stored, self.identity)
         if stored.get("data") != self.identity.get("data"):
-            differences.append(f"the data was that of {data}, now of {self.data}")
-        if differences:
+            found.append(f"the data was that of {data}, now of {self.data}")
+        if found:
             raise UserError(
-                f"--output_dir {self.path} holds another run ({'; '.join(differences)}): name another directory, or "
-                "pass --overwrite_output_dir to remove that run. Nothing was changed."
+                f"--output_dir {self.path} holds another run ({'; '.join(found)}): name another directory, or pass "
+                "--overwrite_output_dir to remove that run. Nothing was changed."
             )
 
     @property
@@ -212,7 +231,7 @@ class RunDirectory:
 
     def _replace(self, name: str, lines: list[dict]) -> None:
         """Writes a file of lines whole or not at all."""
-        unfinished = self.path / (name + ".unfinished")
+        unfinished = self.path / (name + UNFINISHED)
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(unfinished, self.path / name)
 
@@ -234,28 +253,93 @@ class RunDirectory:
         complete = [entry for entry in found if (entry / STATE_FILE).exists()]
         return sorted(complete, key=lambda entry: int(entry.name.split("-")[1]))
 
-    def save(self, model, optimizer: torch.optim.Optimizer, state: dict, save_total_limit: int | None) -> None:
-        """Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones."""
-        if not self.is_main_process:
-            return
+    def save(self, model, optimizer: torch.optim.Optimizer, state: dict, save_total_limit: int | None) -> Path:
+        """
+        Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones.
+
+        Raises:
+            RunError: where it cannot be written. Older ones are left as they are.
+        """
         path = self.path / f"checkpoint-{state['step']}"
-        unfinished = path.with_name(path.name + ".unfinished")
-        for leftover in (path, unfinished):
-            shutil.rmtree(leftover, ignore_errors=True)
-        model.save_pretrained(unfinished)
-        torch.save(optimizer.state_dict(), unfinished / OPTIMIZER_FILE)
-        write_json(unfinished / STATE_FILE, state)
-        os.replace(unfinished, path)
+        if not self.is_main_process:
+            return path
+        unfinished = path.with_name(path.name + UNFINISHED)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        try:
+            model.save_pretrained(unfinished)
+            torch.save(optimizer.state_dict(), unfinished / OPTIMIZER_FILE)
+            write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
+            flush(*unfinished.iterdir(), unfinished)
+            metrics = self.path / METRICS_FILE
+            if metrics.exists():
+                flush(metrics)
+            self._remove(path)
+            os.replace(unfinished, path)
+            flush(self.path)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
+            shutil.rmtree(unfinished, ignore_errors=True)
+            kept = ", ".join(entry.name for entry in self.checkpoints()) or "none"
+            raise RunError(
+                f"{path} cannot be written: {first_line(error)}. Complete checkpoints: {kept}; the same command goes "
+                "on from the newest."
+            ) from error
         if save_total_limit is not None:
             for old in self.checkpoints()[:-save_total_limit]:
-                shutil.rmtree(old)
+                self._remove(old)
+        return path
 
-    def load(self, model, optimizer: torch.optim.Optimizer) -> dict | None:
-        """Restores the newest checkpoint into model and optimizer; its state, or None where there is none."""
-        checkpoints = self.checkpoints()
-        if not checkpoints:
+    @staticmethod
+    def _remove(path: Path) -> None:
+        """Removes a checkpoint, which is none from the first moment on."""
+        unfinished = path.with_name(path.name + ".removed" + UNFINISHED)
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if path.exists():
+            os.replace(path, unfinished)
+            shutil.rmtree(unfinished)
+
+    def load(self, model, optimizer: torch.optim.Optimizer, resume_from_checkpoint: str = "auto") -> dict | None:
+        """
+        Restores a checkpoint into model and optimizer.
+
+        Args:
+            resume_from_checkpoint: `"auto"` for the newest of this directory that can be read, `"none"` for a start
+                anew, or the path of one.
+
+        Returns:
+            Its state, or None where there is none.
+
+        Raises:
+            UserError: where it is of another run, or none can be read.
+        """
+        ours = self.checkpoints()
+        if resume_from_checkpoint == "none":
+            if ours:
+                raise UserError(
+                    f"--resume_from_checkpoint none, but {self.path} holds {ours[-1].name} of this run: pass "
+                    "--overwrite_output_dir to start anew."
+                )
             return None
-        path = checkpoints[-1]
-        model.load_state_dict(load_file(path / "model.safetensors"))
-        optimizer.load_state_dict(torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True))
-        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+        paths = ours[::-1] if resume_from_checkpoint == "auto" else [Path(resume_from_checkpoint)]
+        for path in paths:
+            try:
+                weights = load_file(path / "model.safetensors")
+                optimizer_state = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+                state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+                identity = state.pop("identity")
+            except Exception as error:  # whatever is wrong with a file
+                if self.is_main_process:
+                    reason = f"which is damaged or no checkpoint of a run: {first_line(error)}"
+                    tqdm.write(f"Passed over {path}, {reason}", file=sys.stderr)
+                continue
+            found = differences(identity, self.identity)
+            if found:
+                raise UserError(f"{path} is of another run: {'; '.join(found)}.")
+            model.load_state_dict(weights)
+            optimizer.load_state_dict(optimizer_state)
+            return state
+        if paths:
+            raise UserError(
+                f"No checkpoint can be read ({', '.join(map(str, paths))}): name another one with "
+                "--resume_from_checkpoint, or pass --overwrite_output_dir to start anew."
+            )
+        return None

@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as TF
 from configuration_mae import MAEConfig, to_pair
 from mae.decoding import EncodedImage, decode_image
 from mae.errors import UserError, first_line
+from mae.interruption import ignore_in_workers
 from mae.order import SampleOrder, hash_key, permutation
 from mae.retries import with_patience
 from mae.sources import Source
@@ -223,6 +224,7 @@ def make_loader(stream: SampleStream, config: MAEConfig, num_workers: int = 0) -
         batch_sampler=stream,
         collate_fn=Collate(config),
         num_workers=num_workers,
+        worker_init_fn=ignore_in_workers,
         pin_memory=torch.cuda.is_available(),
         # Without one of its own, the DataLoader draws from torch's global generator when it starts.
         generator=torch.Generator(),

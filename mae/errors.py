@@ -5,8 +5,16 @@ class UserError(Exception):
     """A mistake that the user can mend: the message says what is wrong, which value, and what to do. Exit code 2."""
 
 
-class DataError(Exception):
+class RunError(Exception):
+    """What ends a run on its way, though nothing is wrong with its command. Exit code 1."""
+
+
+class DataError(RunError):
     """The data is not what its index says, or cannot be read; the run cannot go on with it."""
+
+
+class Interrupted(Exception):
+    """A run was asked to stop, and has saved where it is."""
 
 
 def first_line(error: BaseException) -> str:

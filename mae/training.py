@@ -23,7 +23,8 @@ from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
 from mae.checkpointing import SKIPPED_FILE, RunDirectory
 from mae.data import make_loader, measure_statistics, normalize, samples_digest
-from mae.errors import DataError, UserError, first_line
+from mae.errors import DataError, Interrupted, UserError, first_line
+from mae.interruption import Interruption, StoppedWaiting
 from mae.loading import Found, load_checkpoint
 from mae.optimization import learning_rate_at, make_optimizer
 from mae.order import SampleOrder
@@ -257,6 +258,11 @@ class PreTraining:
             "model": config,
         }
 
+    @staticmethod
+    def _farewell(interruption: Interruption, step: int) -> str:
+        cause = interruption.signal.name if interruption.signal is not None else "a signal to another process"
+        return f"Stopped by {cause} after step {step}, which is saved: the same command goes on from there."
+
     def _check_bad(self, num_bad: int, step: int, run: RunDirectory) -> None:
         """Stops where too many images cannot be read; not before there are enough of them to say so."""
         seen = step * self.batch_size
@@ -272,14 +278,22 @@ class PreTraining:
 
     def train(self, run: RunDirectory) -> dict:
         """
-        Trains to the end, from the newest checkpoint of the run's directory if there is one.
+        Trains to the end, from a checkpoint if there is one.
 
         Returns:
             Steps, epochs, loss of the last logged step, and speed.
 
         Raises:
-            DataError: where the data breaks off, and where none of it can be read.
+            RunError: where the data breaks off, none of it can be read, or a checkpoint cannot be written.
+            Interrupted: where a signal asked for it, after saving.
         """
+        bar = tqdm(
+            total=self.num_steps, desc="pre-training", unit="step", disable=not self.accelerator.is_main_process
+        )
+        with Interruption(self.accelerator.num_processes) as interruption, bar:
+            return self._train(run, interruption, bar)
+
+    def _train(self, run: RunDirectory, interruption: Interruption, bar: tqdm) -> dict:
         accelerator, arguments = self.accelerator, self.arguments
         recipe = self.recipe
         if arguments.gradient_checkpointing:
@@ -290,24 +304,33 @@ class PreTraining:
         model, optimizer = accelerator.prepare(self.model, optimizer)
         model.train()
 
-        state = run.load(self.model, optimizer)
+        state = run.load(self.model, optimizer, arguments.resume_from_checkpoint)
         first_step = state["step"] if state else 0
         if state:
             accelerator.print(f"Going on after step {first_step}.")
         run.cut_metrics(first_step)
-        bar = tqdm(
-            total=self.num_steps,
-            initial=first_step,
-            desc="pre-training",
-            unit="step",
-            disable=not accelerator.is_main_process,
-        )
+        bar.initial = bar.n = first_step
+        bar.refresh()
 
         started = logged_at = time.perf_counter()
         batches = iter(self._make_loader(first_step))  # reads what the first batches need
         data_wait, last_logged, loss = time.perf_counter() - started, first_step, None
         num_bad = state["num_bad"] if state else 0  # images that could not be read, over all processes
         skipped = []  # those of this process since the last logged step
+        saved_at = time.monotonic()
+
+        def count_bad() -> None:
+            nonlocal num_bad, skipped
+            num_new = int(accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum"))
+            if num_new:
+                num_bad += num_new
+                run.log_skipped(gather_object(skipped))
+                skipped = []
+
+        def save(step: int) -> None:
+            state = {"step": step, "num_bad": num_bad}
+            run.save(self.model, optimizer, state, arguments.save_total_limit)
+
         for step in range(first_step + 1, self.num_steps + 1):
             learning_rate = learning_rate_at(
                 (step - 1) / self.steps_per_epoch, self.learning_rate, recipe.warmup_epochs, self.num_epochs
@@ -319,12 +342,19 @@ class PreTraining:
             for micro_step in range(1, self.accumulation + 1):
                 asked = time.perf_counter()
                 try:
+                    interruption.waiting = True
                     batch = next(batches)
+                except StoppedWaiting:
+                    # The step cannot be finished; what it has not yet changed is saved.
+                    save(step - 1)
+                    raise Interrupted(self._farewell(interruption, step - 1)) from None
                 except RuntimeError as error:  # not of the data, whose errors have classes of their own
                     raise DataError(
                         f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
                         "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
                     ) from error
+                finally:
+                    interruption.waiting = False
                 data_wait += time.perf_counter() - asked
                 skipped += batch.skipped
                 synchronised = micro_step == self.accumulation
@@ -344,13 +374,8 @@ class PreTraining:
 
             logged = step % arguments.logging_steps == 0 or step == self.num_steps
             if logged:
-                loss, mean_bad = accelerator.reduce(
-                    torch.stack([step_loss, step_loss.new_tensor(len(skipped))]), "mean"
-                ).tolist()
-                if mean_bad:
-                    num_bad += round(mean_bad * accelerator.num_processes)
-                    run.log_skipped(gather_object(skipped))
-                    skipped = []
+                loss = accelerator.reduce(step_loss, "mean").item()
+                count_bad()
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
@@ -368,13 +393,17 @@ class PreTraining:
                 bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second:.0f}"})
                 data_wait, last_logged, logged_at = 0.0, step, now
 
-            if step % arguments.save_steps == 0 or step == self.num_steps:
-                state = {"step": step, "num_bad": num_bad}
-                run.save(self.model, optimizer, state, arguments.save_total_limit)
+            due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
+            stop, due = interruption.agree(interruption.signal is not None, due)
+            if step % arguments.save_steps == 0 or step == self.num_steps or stop or due:
+                count_bad()
+                save(step)
+                saved_at = time.monotonic()
                 accelerator.wait_for_everyone()
+            if stop and step < self.num_steps:
+                raise Interrupted(self._farewell(interruption, step))
             if logged and num_bad:  # every process knows the same number then; after saving, if it is the step's turn
                 self._check_bad(num_bad, step, run)
-        bar.close()
         runtime = time.perf_counter() - started
         steps_done = self.num_steps - first_step
         return {

@@ -1,13 +1,15 @@
 """A run's directory: what counts as a checkpoint, what a log forgets."""
 
 import json
+import re
+import resource
 
 import pytest
 import torch
 
 from configuration_mae import MAEConfig
 from mae.checkpointing import RunDirectory
-from mae.errors import UserError
+from mae.errors import RunError, UserError
 from mae.optimization import make_optimizer
 from modeling_mae import MAEForPreTraining
 
@@ -66,6 +68,44 @@ def test_only_complete_checkpoints_count(tmp_path):
     assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-11"]
     run.save(model, optimizer, {"step": 11}, save_total_limit=2)  # twice is once
     assert [path.name for path in run.checkpoints()] == ["checkpoint-10", "checkpoint-11"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, capsys):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    for step in (1, 2):
+        run.save(*trained(step), {"step": step}, save_total_limit=None)
+    newest = run.path / "checkpoint-2" / name
+    newest.write_bytes(newest.read_bytes()[:-40])
+    model, optimizer = trained(3)
+    assert run.load(model, optimizer) == {"step": 1}
+    assert torch.equal(model.mae.cls_token, trained(1)[0].mae.cls_token)
+    assert re.match(f"{run.path}/checkpoint-2 is damaged or no checkpoint of a run .*\n$", capsys.readouterr().err)
+    # Named by its path it is an error, as is a directory in which none can be read. Nothing was changed by trying.
+    before = [parameter.clone() for parameter in model.parameters()]
+    (run.path / "checkpoint-1" / name).unlink()
+    for wanted in (str(run.path / "checkpoint-2"), "auto", str(tmp_path / "nothing")):
+        with pytest.raises(UserError, match="No checkpoint can be read.*--overwrite_output_dir to start anew"):
+            run.load(model, optimizer, wanted)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize("limit", [100, 6_000, 15_000])
+def test_a_full_disk(tmp_path, limit):
+    """A limit on the size of files, which fails the write of the weights, of the optimizer or of something before."""
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    run.save(*trained(1), {"step": 1}, save_total_limit=None)
+    sizes = {path.name: path.stat().st_size for path in (run.path / "checkpoint-1").iterdir()}
+    before = names(run.path)
+    model, optimizer = trained(2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        with pytest.raises(RunError, match="checkpoint-2 cannot be written: .*Complete checkpoints: checkpoint-1;"):
+            run.save(model, optimizer, {"step": 2}, save_total_limit=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names(run.path) == before and run.load(model, optimizer) == {"step": 1}, sizes
 
 
 @pytest.mark.parametrize(("step", "kept"), [(0, []), (1, [1]), (2, [1, 2]), (9, [1, 2])])

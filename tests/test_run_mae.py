@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -147,46 +149,123 @@ def test_division_does_not_matter(finished, data, tmp_path, processes, arguments
         assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_killed_run_goes_on_exactly(data, tmp_path, processes):
-    arguments = [*data, "--max_steps", 150, "--save_steps", 20, "--per_device_train_batch_size", 8 // processes]
-    expected = train(tmp_path / "whole", *arguments, processes=processes)
+# Stopping
 
-    output_dir = tmp_path / "killed"
+
+def begin(output_dir, *arguments, processes=1, step=30):
+    """A run in the background that has logged a step."""
     process = subprocess.Popen(
         command("--output_dir", output_dir, *arguments, processes=processes),
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    log = output_dir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 50):
-        time.sleep(0.005)
-    # The launcher's children live in sessions of their own.
+        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    log, deadline = Path(output_dir) / "metrics.jsonl", time.monotonic() + 120
+    while not (log.exists() and log.read_bytes().count(b"\n") >= step):
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()
+        time.sleep(0.002)
+    return process
+
+
+def kill(process):
+    """By SIGKILL, with all that it started: the launcher's children live in sessions of their own."""
     family = [*psutil.Process(process.pid).children(recursive=True), process]
     for member in family:
         member.kill()
     psutil.wait_procs(family[:-1], timeout=30)
-    process.wait()
+    process.communicate()
+
+
+def exact(lines):
+    return [(line["step"], line["loss"], line["learning_rate"], line["samples_digest"]) for line in lines]
+
+
+def assert_same_run(output_dir, other):
+    assert exact(metrics(output_dir)) == exact(metrics(other))
+    models = [MAEForPreTraining.from_pretrained(path).state_dict() for path in (output_dir, other)]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """Runs of 1 and 2 processes that nothing stopped, with their arguments."""
+    runs = {}
+    for processes in (1, 2):
+        arguments = [*data, "--max_steps", 150, "--save_steps", 20, "--per_device_train_batch_size", 8 // processes]
+        output_dir = tmp_path_factory.mktemp("runs") / f"whole{processes}"
+        train(output_dir, *arguments, processes=processes)
+        runs[processes] = output_dir, arguments
+    return runs
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_run_goes_on_exactly(whole, tmp_path, processes):
+    expected, arguments = whole[processes]
+    output_dir = tmp_path / "killed"
+    kill(begin(output_dir, *arguments, processes=processes, step=50))
     assert not (output_dir / "train_results.json").exists()
+    log = output_dir / "metrics.jsonl"
+    before = metrics_of(log.read_text().splitlines())
     with open(log, "a") as file:
         file.write('{"step": 51, "lo')  # torn by the kill
-
-    before = metrics_of(log.read_text().splitlines()[:-1])
-    done = run("--output_dir", output_dir, *arguments, processes=processes)
+    # While a checkpoint is written: a moment between its first byte and its new name.
+    process = begin(output_dir, *arguments, processes=processes, step=70)
+    deadline = time.monotonic() + 60
+    while not (caught := list(output_dir.glob("checkpoint-*.unfinished"))) and time.monotonic() < deadline:
+        pass
+    kill(process)
+    assert caught
+    arguments = ["--output_dir", output_dir, *arguments]
+    done = start(*arguments) if processes == 1 else run(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr
-    ours = metrics(output_dir)
     # It went on, and did not start anew: what was logged up to the checkpoint, timings too, is still there.
-    step = int(re.search(r"Going on after step (\d+)", done.stdout)[1])
-    assert step >= 40 and ours[:step] == before[:step]
+    assert int(re.search(r"Going on after step (\d+)", done.stdout)[1]) >= 60
+    assert metrics(output_dir)[:40] == before[:40]
+    assert_same_run(output_dir, expected)
 
-    def exact(lines):
-        return [(line["step"], line["loss"], line["learning_rate"], line["samples_digest"]) for line in lines]
 
-    assert exact(ours) == exact(expected)
-    models = [MAEForPreTraining.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "killed")]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+def test_asked_to_stop(whole, tmp_path):
+    """SIGTERM: the step is finished and saved, an exit code of its own; a checkpoint named by its path goes on."""
+    expected, arguments = whole[1]
+    process = begin(tmp_path / "run", *arguments, "--dataloader_num_workers", 1)
+    # To the worker too, as a scheduler does.
+    for child in psutil.Process(process.pid).children():
+        child.terminate()
+    process.terminate()
+    _, stderr = process.communicate(timeout=25)
+    assert process.returncode == 75 and "Traceback" not in stderr
+    step = int(re.search(r"Stopped by SIGTERM after step (\d+), which is saved", stderr)[1])
+    checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+    assert checkpoint.exists() and step >= 30
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    lines = train(tmp_path / "other", *arguments, "--resume_from_checkpoint", copy)
+    assert lines[0]["step"] == step + 1 and exact(lines) == exact(metrics(expected))[step:]
+    refused = start("--output_dir", tmp_path / "seed", *arguments, "--resume_from_checkpoint", copy, "--seed", 7)
+    assert refused.returncode == 2 and "copy is of another run: recipe.seed was 42, now 7." in refused.stderr
+    refused = start("--output_dir", tmp_path / "run", *arguments, "--resume_from_checkpoint", "none")
+    assert refused.returncode == 2 and f"holds checkpoint-{step} of this run" in refused.stderr
+    train(tmp_path / "run", *arguments)
+    assert_same_run(tmp_path / "run", expected)
+
+
+def test_one_of_two_processes_is_asked_to_stop(whole, tmp_path):
+    _, arguments = whole[2]
+    process = begin(tmp_path / "run", *arguments, processes=2)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    ranks[1].terminate()
+    _, stderr = process.communicate(timeout=40)
+    assert process.returncode != 0 and stderr.count("which is saved") == 1
+    step = int(re.search(r"Stopped by (SIGTERM|a signal to another process) after step (\d+), which is", stderr)[2])
+    assert metrics(tmp_path / "run")[-1]["step"] == step and (tmp_path / "run" / f"checkpoint-{step}").exists()
+
+
+def test_the_second_ctrl_c_leaves_at_once(data, tmp_path):
+    """The first one waits for data that does not come before the tenth second."""
+    process = begin(tmp_path / "run", *data, "--max_steps", 10**6, step=1)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=25)
+    assert process.returncode in (-signal.SIGINT, 75)  # 75 where both came as one
 
 
 def test_other_run_in_the_directory(finished, data, tmp_path):
