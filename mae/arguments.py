@@ -8,6 +8,7 @@ run_mae.py.
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from ast import literal_eval
@@ -29,6 +30,25 @@ _REPLACED = {
     "model_name_or_path": ("model_size", "config_overrides", "image_size", "patch_size"),
     "model_size": ("config_overrides",),
 }
+
+
+# Flags of transformers' Trainer that commands for its run_mae.py hold, and why they change nothing here.
+_TRAINER_FLAGS = {
+    "do_train": "training is what this script does",
+    "do_eval": "held-out images are looked at wherever the data has them",
+    "model_type": "the model is a Masked Autoencoder",
+    "remove_unused_columns": "only the column of the images is read",
+    "label_names": "there are no labels",
+    "per_device_eval_batch_size": "held-out images are few",
+    "logging_strategy": "--logging_steps decides",
+    "eval_strategy": "held-out images are looked at when training ends",
+    "evaluation_strategy": "held-out images are looked at when training ends",
+    "save_strategy": "--save_steps and --save_minutes decide",
+    "load_best_model_at_end": "the last model is kept, because no loss of pre-training says which is best",
+    "lr_scheduler_type": "the schedule is a cosine",
+}
+# Of these, the values that would mean something else than what is done.
+_TRAINER_VALUES = {"model_type": {"vit_mae", "mae"}, "lr_scheduler_type": {"cosine"}}
 
 
 @dataclass
@@ -96,12 +116,18 @@ class PreTrainingRecipe:
     base_learning_rate: float = field(
         default=1.5e-4, metadata={"help": "Learning rate of 256 images; multiplied by effective batch / 256."}
     )
+    learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate, in the place of --base_learning_rate x batch / 256."}
+    )
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     adam_beta1: float = field(default=0.9, metadata={"help": "Beta1 of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
     num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
     max_steps: int = field(default=-1, metadata={"help": "If positive, optimizer steps instead of epochs."})
     warmup_epochs: float = field(default=40, metadata={"help": "Epochs of linear warm-up."})
+    warmup_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the run that is warm-up, in the place of --warmup_epochs."}
+    )
     seed: int = field(default=42, metadata={"help": "Seed of weights, order, crops and masks."})
     lanes: int = field(
         default=8, metadata={"help": "Pieces of an epoch that are read side by side; a multiple of the processes."}
@@ -124,6 +150,8 @@ class PreTrainingRecipe:
         if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
             raise UserError("--image_mean auto measures --image_std too: leave it out.")
         positive = {"base_learning_rate": self.base_learning_rate}
+        if self.learning_rate is not None:
+            positive["learning_rate"] = self.learning_rate
         if self.max_steps <= 0:
             positive["num_train_epochs"] = self.num_train_epochs
         for name, value in positive.items():
@@ -136,6 +164,8 @@ class PreTrainingRecipe:
         for name in ("weight_decay", "warmup_epochs"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)} must not be negative.")
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
+            raise UserError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1].")
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name} {getattr(self, name)} must be in [0, 1).")
@@ -267,6 +297,21 @@ def read_recipe(path: str, names: list[str]) -> dict[str, Any]:
     return {name: value for name, value in recipe.items() if value is not None}
 
 
+def _tell_trainer_flags(flags: argparse.Namespace) -> None:
+    """One line for each flag that is accepted without effect; an error where it would mean something else."""
+    for name, reason in _TRAINER_FLAGS.items():
+        values = getattr(flags, name)
+        if values is None:
+            continue
+        allowed = _TRAINER_VALUES.get(name, set(values))
+        if not set(values) <= allowed:
+            raise UserError(
+                f"--{name} {' '.join(values)}: {reason}; leave it out, or say {' or '.join(sorted(allowed))}."
+            )
+        if os.environ.get("RANK", "0") == "0":
+            print(f"Note: --{name} has no effect: {reason}.", file=sys.stderr)
+
+
 def parse_arguments(
     *dataclasses: type, description: str, default_recipe: Path | None = None, argv: list[str] | None = None
 ) -> tuple[Any, ...]:
@@ -282,6 +327,8 @@ def parse_arguments(
     argv = sys.argv[1:] if argv is None else argv
     parser = _Parser(dataclasses, description=description, allow_abbrev=False)
     parser.add_argument("--recipe", help="YAML file of flags; flags on the command line override it.")
+    for name, reason in _TRAINER_FLAGS.items():
+        parser.add_argument(f"--{name}", nargs="*", help=f"Accepted without effect: {reason}.")
     names = [item.name for dataclass_type in dataclasses for item in fields(dataclass_type)]
 
     # Flags first alone: --recipe among them, and whether they name data.
@@ -290,6 +337,7 @@ def parse_arguments(
     if unknown:
         known = [f"--{name}" for name in [*names, "recipe"]]
         raise UserError(f"unknown argument {unknown[0]}.{_nearest(unknown[0].split('=')[0], known)}")
+    _tell_trainer_flags(flags)
     recipe = flags.recipe
     if recipe is None and default_recipe and flags.dataset_name is None and flags.train_dir is None:
         recipe = str(default_recipe)

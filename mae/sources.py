@@ -348,10 +348,11 @@ def open_dataset(
         raise UserError(f"--dataset_name {name}: there is no such folder.")
     if revision is not None and not on_the_hub:
         raise UserError(f"--dataset_revision {revision} is for data sets on the Hub; {name} is on this machine.")
-    what = f"--dataset_name {name} cannot be opened"
+    what, repository = f"--dataset_name {name} cannot be opened", name
     if on_the_hub and not constants.HF_HUB_OFFLINE:
         # Asked for by ourselves, because `datasets` takes a copy of any revision where the Hub does not answer.
-        revision = with_patience(what, retry_minutes, lambda: HfApi().dataset_info(name, revision=revision)).sha
+        info = with_patience(what, retry_minutes, lambda: HfApi().dataset_info(name, revision=revision))
+        revision, repository = info.sha, info.id  # an old name leads to another one
     arguments: dict[str, Any] = {"path": name if on_the_hub else local, "name": config_name, "revision": revision}
     if paths:
         escaped = [path if "://" in path else glob.escape(path) for path in paths]
@@ -383,7 +384,7 @@ def open_dataset(
         return ParquetSource(row_groups, find_image_column(dataset.features, image_column_name), footers, revision)
 
     def stream_files(split: str) -> ImageFileSource:
-        root = f"hf://datasets/{name}@{revision}/"
+        root = f"hf://datasets/{repository}@{revision}/"
         images = {file.removeprefix(root): file for file in files[split]}
         images = {name: file for name, file in images.items() if os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS}
         contents = hash_key("files", *((name, blobs()[name]) for name in images)).hex()

@@ -210,11 +210,14 @@ class PreTraining:
                     f"batch of {self.batch_size}: lower the batch size or train for longer."
                 )
         self.num_epochs = self.num_steps / self.steps_per_epoch
-        self.learning_rate = recipe.base_learning_rate * self.batch_size / 256
-        if recipe.warmup_epochs and recipe.warmup_epochs >= self.num_epochs:
+        self.learning_rate = recipe.learning_rate or recipe.base_learning_rate * self.batch_size / 256
+        self.warmup_epochs = recipe.warmup_epochs
+        if recipe.warmup_ratio is not None:
+            self.warmup_epochs = recipe.warmup_ratio * self.num_epochs
+        if self.warmup_epochs and self.warmup_epochs >= self.num_epochs:
             accelerator.print(
-                f"Note: --warmup_epochs {recipe.warmup_epochs:g} is no shorter than the run of {self.num_epochs:.3g} "
-                "epochs: the learning rate only rises, and does not reach its peak."
+                f"Note: the warm-up of {self.warmup_epochs:g} epochs is no shorter than the run of "
+                f"{self.num_epochs:.3g} epochs: the learning rate only rises, and does not reach its peak."
             )
         if self.order.is_coarse:
             accelerator.print(
@@ -333,7 +336,7 @@ class PreTraining:
 
         for step in range(first_step + 1, self.num_steps + 1):
             learning_rate = learning_rate_at(
-                (step - 1) / self.steps_per_epoch, self.learning_rate, recipe.warmup_epochs, self.num_epochs
+                (step - 1) / self.steps_per_epoch, self.learning_rate, self.warmup_epochs, self.num_epochs
             )
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate

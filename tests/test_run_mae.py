@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.optimization import learning_rate_at
 from mae.training import build_model
 from modeling_mae import MAEForPreTraining
 
@@ -147,6 +148,31 @@ def test_division_does_not_matter(finished, data, tmp_path, processes, arguments
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
     if arguments == ["--dataloader_num_workers", 3]:
         assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+def test_the_command_of_transformers(data, tmp_path):
+    """Of its own run_mae.py, with our data and a small model."""
+    command = """
+    --remove_unused_columns False --label_names pixel_values --mask_ratio 0.75 --norm_pix_loss --do_train --do_eval
+    --base_learning_rate 1.5e-4 --lr_scheduler_type cosine --weight_decay 0.05 --num_train_epochs 2 --warmup_ratio 0.05
+    --per_device_train_batch_size 8 --per_device_eval_batch_size 8 --logging_strategy steps --logging_steps 10
+    --eval_strategy epoch --save_strategy epoch --load_best_model_at_end True --save_total_limit 3 --seed 1337
+    """.split()
+    small = [*data[:2], "--config_overrides", MODEL, "--image_size", 32, "--patch_size", 8]
+    done = start("--output_dir", tmp_path / "run", *small, *command)
+    assert done.returncode == 0, done.stderr
+    notes = [line for line in done.stderr.splitlines() if line.startswith("Note: --")]
+    assert len(notes) == 10 and "Note: --label_names has no effect: there are no labels." in notes
+    lines = metrics(tmp_path / "run")
+    assert lines[-1]["step"] == 22  # 2 epochs of 88 images, 8 at once
+    # One epoch of the 11 steps each has 0.1 epochs of warm-up.
+    schedule = [learning_rate_at(line["step"] / 11 - 1 / 11, 1.5e-4 / 32, 0.1, 2.0) for line in lines]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(schedule)
+    absolute = start("--output_dir", tmp_path / "rate", *small, *command, "--max_steps", 1, "--learning_rate", 0.5)
+    assert (
+        absolute.returncode == 0
+        and json.loads((tmp_path / "rate" / "run.json").read_text())["recipe"]["learning_rate"]
+    )
 
 
 # Stopping
@@ -491,6 +517,11 @@ def test_normalisation_of_ones_own(tmp_path):
 CHECKPOINT = str(ROOT / "tests" / "fixtures" / "checkpoint_pretraining")
 ERRORS = [
     (["--mask_ration", "0.5"], "unknown argument --mask_ration. Did you mean --mask_ratio?"),
+    (
+        ["--lr_scheduler_type", "linear"],
+        "--lr_scheduler_type linear: the schedule is a cosine; leave it out, or say cosine",
+    ),
+    (["--warmup_ratio", "5"], "--warmup_ratio 5.0 must be in [0, 1]"),
     (["--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
     (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder."),
     (["--train_dir", "empty"], "--train_dir empty holds no image files"),
