@@ -122,6 +122,9 @@ class PreTrainingRecipe:
     weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
     adam_beta1: float = field(default=0.9, metadata={"help": "Beta1 of AdamW."})
     adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
+    max_grad_norm: float | None = field(
+        default=None, metadata={"help": "Norm to which gradients are clipped. Default: not at all, as in the paper."}
+    )
     num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
     max_steps: int = field(default=-1, metadata={"help": "If positive, optimizer steps instead of epochs."})
     warmup_epochs: float = field(default=40, metadata={"help": "Epochs of linear warm-up."})
@@ -150,8 +153,9 @@ class PreTrainingRecipe:
         if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
             raise UserError("--image_mean auto measures --image_std too: leave it out.")
         positive = {"base_learning_rate": self.base_learning_rate}
-        if self.learning_rate is not None:
-            positive["learning_rate"] = self.learning_rate
+        for name in ("learning_rate", "max_grad_norm"):
+            if getattr(self, name) is not None:
+                positive[name] = getattr(self, name)
         if self.max_steps <= 0:
             positive["num_train_epochs"] = self.num_train_epochs
         for name, value in positive.items():
@@ -202,6 +206,10 @@ class RunArguments:
     data_retry_minutes: float = field(
         default=10, metadata={"help": "How long data is waited for that a fault of the network keeps away."}
     )
+    max_nonfinite_steps: int = field(
+        default=0,
+        metadata={"help": "Steps that may be left out because their gradient is not finite; one more stops the run."},
+    )
     max_bad_fraction: float = field(
         default=0.01, metadata={"help": "Share of images that cannot be read above which the run stops."}
     )
@@ -223,8 +231,10 @@ class RunArguments:
             raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
         if not self.data_retry_minutes >= 0:
             raise UserError(f"--data_retry_minutes {self.data_retry_minutes} must not be negative.")
-        if self.dataloader_num_workers is not None and self.dataloader_num_workers < 0:
-            raise UserError(f"--dataloader_num_workers {self.dataloader_num_workers} must not be negative.")
+        for name in ("dataloader_num_workers", "max_nonfinite_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UserError(f"--{name} {value} must not be negative.")
 
 
 class _Parser(HfArgumentParser):

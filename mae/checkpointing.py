@@ -51,12 +51,15 @@ _FILES = (
 )
 _SKIPPED_SHOWN = 5
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+# Before a step whose gradient was not finite.
+NONFINITE = "nonfinite"
+_NONFINITE = re.compile(rf"{NONFINITE}-\d+")
 
 
 def _is_of_a_run(name: str) -> bool:
     """Whether a run writes something of this name, or its unfinished form."""
     name = name.removesuffix(UNFINISHED).removesuffix(".removed")
-    return name in _FILES or _CHECKPOINT.fullmatch(name) is not None
+    return name in _FILES or bool(_CHECKPOINT.fullmatch(name) or _NONFINITE.fullmatch(name))
 
 
 def flush(*paths: Path) -> None:
@@ -253,14 +256,22 @@ class RunDirectory:
         complete = [entry for entry in found if (entry / STATE_FILE).exists()]
         return sorted(complete, key=lambda entry: int(entry.name.split("-")[1]))
 
-    def save(self, model, optimizer: torch.optim.Optimizer, state: dict, save_total_limit: int | None) -> Path:
+    def save(
+        self,
+        model,
+        optimizer: torch.optim.Optimizer,
+        state: dict,
+        save_total_limit: int | None = None,
+        prefix: str = "checkpoint",
+    ) -> Path:
         """
-        Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones.
+        Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones. With another prefix it
+        is none that a run goes on from by itself.
 
         Raises:
             RunError: where it cannot be written. Older ones are left as they are.
         """
-        path = self.path / f"checkpoint-{state['step']}"
+        path = self.path / f"{prefix}-{state['step']}"
         if not self.is_main_process:
             return path
         unfinished = path.with_name(path.name + UNFINISHED)

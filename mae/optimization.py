@@ -40,3 +40,39 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def make_optimizer(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
     """AdamW; its learning rate is set at every step."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+
+
+class NonfiniteGuard:
+    """
+    Leaves out the updates of steps whose gradient is not finite, and all of them once there were too many: the weights
+    stay what they were before. On the device, without waiting for it; [`NonfiniteGuard.fatal_step`] waits.
+
+    Args:
+        optimizer: A fused one, which takes `found_inf` as a gradient scaler sets it.
+        max_steps: How many steps may be left out.
+        num_steps: How many have been, before a resume.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, max_steps: int, num_steps: int, device: torch.device):
+        self.optimizer = optimizer
+        self.max_steps = max_steps
+        self._num_steps = torch.tensor(num_steps, device=device)
+        self._fatal_step = torch.tensor(0, device=device)
+
+    def check(self, gradient_norm: torch.Tensor, step: int) -> None:
+        """To be called before the optimizer's step."""
+        left_out = ~gradient_norm.isfinite()
+        self._num_steps += left_out
+        too_many = self._num_steps > self.max_steps
+        self._fatal_step += step * (too_many & (self._fatal_step == 0))
+        self.optimizer.found_inf = (left_out | too_many).float()
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps were left out."""
+        return int(self._num_steps)
+
+    @property
+    def fatal_step(self) -> int:
+        """The first step that was one too many, or 0."""
+        return int(self._fatal_step)

@@ -129,6 +129,13 @@ class SampleOrder:
         """The first position of a window, running on over epochs."""
         return window.epoch * self.epoch_length + window.start * self.lanes + window.lane
 
+    def locate(self, position: int) -> tuple[int, int]:
+        """(group, row) of a position, which runs on over epochs."""
+        epoch, place = divmod(position, self.epoch_length)
+        row, lane = divmod(place, self.lanes)
+        window = self.window(epoch, lane, self.window_index(lane, row))
+        return window.locate(int(window.order[row - window.start]))
+
     def window_index(self, lane: int, row: int) -> int:
         """The number of the window that holds a row of a lane."""
         return (row + self.window_size * lane // self.lanes) // self.window_size

@@ -11,22 +11,24 @@ import time
 from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
-from mae.checkpointing import SKIPPED_FILE, RunDirectory
+from mae.checkpointing import NONFINITE, SKIPPED_FILE, RunDirectory
 from mae.data import make_loader, measure_statistics, normalize, samples_digest
-from mae.errors import DataError, Interrupted, UserError, first_line
+from mae.errors import DataError, Interrupted, RunError, UserError, first_line
 from mae.interruption import Interruption, StoppedWaiting
 from mae.loading import Found, load_checkpoint
-from mae.optimization import learning_rate_at, make_optimizer
+from mae.optimization import NonfiniteGuard, learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
 from mae.streaming import SampleStream
@@ -261,6 +263,21 @@ class PreTraining:
             "model": config,
         }
 
+    def _stop_nonfinite(self, run: RunDirectory, optimizer: torch.optim.Optimizer, guard: NonfiniteGuard) -> NoReturn:
+        """Names the step and its samples, and leaves the weights before it for whoever looks for the cause."""
+        step = guard.fatal_step
+        positions = range((step - 1) * self.batch_size, step * self.batch_size)
+        samples = [self.source.origin(*self.order.locate(position)) for position in positions]
+        state = {"step": step - 1, "num_nonfinite": guard.num_steps, "samples": samples}
+        path = run.save(self.model, optimizer, state, prefix=NONFINITE)
+        shown = ", ".join(f"{file} row {row}" for file, row in samples[:3])
+        raise RunError(
+            f"The gradient of step {step} is not finite, more often than --max_nonfinite_steps {guard.max_steps} "
+            f"allows. Its samples: {shown}{', …' if len(samples) > 3 else ''}. Weights and optimizer before it, and "
+            f"all samples, are in {path}. Lower the learning rate, or raise --max_nonfinite_steps; the run goes on "
+            "from its last checkpoint."
+        )
+
     @staticmethod
     def _farewell(interruption: Interruption, step: int) -> str:
         cause = interruption.signal.name if interruption.signal is not None else "a signal to another process"
@@ -303,8 +320,8 @@ class PreTraining:
             # The first name came with transformers 5.2x, which deprecates the second.
             enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
             enable()
-        optimizer = make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
-        model, optimizer = accelerator.prepare(self.model, optimizer)
+        plain_optimizer = make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
+        model, optimizer = accelerator.prepare(self.model, plain_optimizer)
         model.train()
 
         state = run.load(self.model, optimizer, arguments.resume_from_checkpoint)
@@ -321,6 +338,8 @@ class PreTraining:
         num_bad = state["num_bad"] if state else 0  # images that could not be read, over all processes
         skipped = []  # those of this process since the last logged step
         saved_at = time.monotonic()
+        num_nonfinite = state["num_nonfinite"] if state else 0
+        guard = NonfiniteGuard(plain_optimizer, arguments.max_nonfinite_steps, num_nonfinite, accelerator.device)
 
         def count_bad() -> None:
             nonlocal num_bad, skipped
@@ -331,7 +350,7 @@ class PreTraining:
                 skipped = []
 
         def save(step: int) -> None:
-            state = {"step": step, "num_bad": num_bad}
+            state = {"step": step, "num_bad": num_bad, "num_nonfinite": guard.num_steps}
             run.save(self.model, optimizer, state, arguments.save_total_limit)
 
         for step in range(first_step + 1, self.num_steps + 1):
@@ -371,6 +390,11 @@ class PreTraining:
                     accelerator.backward(micro_loss)
                 step_loss += micro_loss.detach()
                 digests.append(batch.digests)
+            parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+            gradient_norm = get_total_norm([parameter.grad for parameter in parameters])
+            if recipe.max_grad_norm is not None:
+                clip_grads_with_norm_(parameters, recipe.max_grad_norm, gradient_norm)
+            guard.check(gradient_norm, step)
             optimizer.step()
             optimizer.zero_grad()
             bar.update()
@@ -388,6 +412,7 @@ class PreTraining:
                         "epoch": step / self.steps_per_epoch,
                         "loss": loss,
                         "learning_rate": learning_rate,
+                        "grad_norm": gradient_norm.item(),
                         "images_per_second": round(images_per_second, 1),
                         "data_wait": round(data_wait, 4),
                         "samples_digest": samples_digest(digests),
@@ -398,7 +423,10 @@ class PreTraining:
 
             due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
             stop, due = interruption.agree(interruption.signal is not None, due)
-            if step % arguments.save_steps == 0 or step == self.num_steps or stop or due:
+            saving = step % arguments.save_steps == 0 or step == self.num_steps or stop or due
+            if (logged or saving) and guard.fatal_step:
+                self._stop_nonfinite(run, optimizer, guard)
+            if saving:
                 count_bad()
                 save(step)
                 saved_at = time.monotonic()
@@ -413,6 +441,7 @@ class PreTraining:
             "steps": self.num_steps,
             "epochs": self.num_epochs,
             "loss": loss if loss is not None else run.read_metrics()[-1]["loss"],
+            "nonfinite_steps": guard.num_steps,
             "data_fingerprint": self.source.fingerprint,
             "dataset_revision": self.source.revision,
             "train_runtime": round(runtime, 1),

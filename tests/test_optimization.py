@@ -3,10 +3,11 @@
 import json
 
 import pytest
+import torch
 from conftest import ROOT
 
 from configuration_mae import MAEConfig
-from mae.optimization import learning_rate_at, make_optimizer, parameter_groups
+from mae.optimization import NonfiniteGuard, learning_rate_at, make_optimizer, parameter_groups
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 
 
@@ -43,3 +44,30 @@ def test_fine_tuning_does_not_decay_positions_and_cls():
     assert decays["mae.cls_token"] == decays["mae.pos_embed"] == decays["mae.blocks.0.norm1.weight"] == 0
     assert decays["head.weight"] == decays["mae.blocks.1.attn.qkv.weight"] == 0.05
     assert set(decays) == set(names.values())
+
+
+def test_steps_that_are_not_finite_change_nothing():
+    """Against a run that never had them; and after one too many nothing changes at all."""
+    gradients = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    bad = {1: float("nan"), 3: float("inf")}
+
+    def run(steps, guarded, max_steps=9):
+        layer = torch.nn.Linear(4, 1, bias=False)
+        layer.no_weight_decay = set
+        torch.nn.init.ones_(layer.weight)
+        optimizer = make_optimizer(layer, 0.05, (0.9, 0.95))
+        guard = NonfiniteGuard(optimizer, max_steps, 0, torch.device("cpu"))
+        for step in steps:
+            optimizer.param_groups[0]["lr"] = 0.1
+            layer.weight.grad = gradients[step][None].clone()
+            if guarded:
+                layer.weight.grad[0, 2] *= bad.get(step, 1)
+                guard.check(torch.nn.utils.get_total_norm([layer.weight.grad]), step)
+            optimizer.step()
+        return layer.weight.detach(), guard
+
+    weight, guard = run(range(6), guarded=True)
+    assert torch.equal(weight, run([0, 2, 4, 5], guarded=False)[0])
+    assert guard.num_steps == 2 and guard.fatal_step == 0
+    weight, guard = run(range(6), guarded=True, max_steps=1)
+    assert torch.equal(weight, run([0, 2], guarded=False)[0]) and guard.fatal_step == 3

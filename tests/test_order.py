@@ -59,6 +59,7 @@ def test_sequence_is_the_definition(groups, buffer, lanes):
     order = SampleOrder(groups, seed=5, lanes=lanes, shuffle_buffer_size=buffer)
     assert order.epoch_length * 3 == len(expected)
     assert [row for _, row in take(order, 0, len(expected))] == expected
+    assert [order.locate(position) for position in range(0, len(expected), 7)] == expected[::7]
 
 
 def test_each_row_once_an_epoch():

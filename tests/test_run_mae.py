@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import ROOT, run_here, write_parquet
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
@@ -93,7 +94,7 @@ def test_what_a_run_leaves(finished):
     lines = metrics(output_dir)
     assert [line["step"] for line in lines] == list(range(1, 25))
     assert "Note: the data has few row groups (7)" in done.stdout
-    keys = {"step", "epoch", "loss", "learning_rate", "images_per_second", "data_wait", "samples_digest"}
+    keys = {"step", "epoch", "loss", "learning_rate", "grad_norm", "images_per_second", "data_wait", "samples_digest"}
     assert all(set(line) == keys for line in lines)
     # 90 rows in 4 lanes are 88 positions an epoch; base rate x 8 / 256; the first update has rate 0.
     assert lines[10]["epoch"] == pytest.approx(1.0)
@@ -173,6 +174,30 @@ def test_the_command_of_transformers(data, tmp_path):
         absolute.returncode == 0
         and json.loads((tmp_path / "rate" / "run.json").read_text())["recipe"]["learning_rate"]
     )
+
+
+def test_a_gradient_that_is_not_finite(data, tmp_path):
+    """By a learning rate that is far too high from the second step on."""
+    arguments = ["--output_dir", tmp_path / "run", *data, "--learning_rate", 1e30, "--logging_steps", 5]
+    done = start(*arguments, "--save_steps", 1)
+    message = r"error: The gradient of step (\d+) is not finite, more often than --max_nonfinite_steps 0 allows."
+    step = int(re.search(message, done.stderr)[1])
+    assert done.returncode == 1 and 2 < step < 5 and "Traceback" not in done.stderr
+    debugging = tmp_path / "run" / f"nonfinite-{step - 1}"
+    state = json.loads((debugging / "trainer_state.json").read_text())
+    assert state["step"] == step - 1 and len(state["samples"]) == 8 and state["samples"][0][0].startswith("train-0000")
+    # The weights are those of the last checkpoint, which a start again goes on from, to the same end.
+    weights = [
+        load_file(path / "model.safetensors") for path in (debugging, debugging.with_name(f"checkpoint-{step - 1}"))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    again = start(*arguments)
+    assert again.returncode == 1 and f"Going on after step {step - 1}." in again.stdout
+    assert f"The gradient of step {step} is not finite" in again.stderr
+    # Left out, as many as there are, training ends; what is clipped stays finite.
+    done = start(*arguments, "--max_nonfinite_steps", 100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["nonfinite_steps"] == 25 - step
 
 
 # Stopping
