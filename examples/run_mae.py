@@ -58,8 +58,9 @@ def main() -> None:
         )
     measured = choose_statistics(model, source, recipe, arguments)
     training = PreTraining(model, source, recipe, arguments, accelerator)
-    # Now, not when training is done.
-    images = load_images(held_out or source, model.config, count=12, retry_minutes=arguments.data_retry_minutes)
+    images = None
+    if accelerator.is_main_process:  # now, not when training is done
+        images = load_images(held_out or source, model.config, count=12, retry_minutes=arguments.data_retry_minutes)
     run = RunDirectory(
         arguments.output_dir,
         training.identity,
@@ -105,7 +106,13 @@ def data_name(recipe: PreTrainingRecipe, revision: str | None) -> str:
     if recipe.train_dir is not None:
         return f"--train_dir {recipe.train_dir}"
     name = f"--dataset_name {recipe.dataset_name or HERE / 'data' / 'emoji'}"
-    return name + (f" --dataset_revision {revision}" if revision is not None else "")
+    for flag, value in (
+        ("dataset_config_name", recipe.dataset_config_name),
+        ("dataset_revision", revision),
+        ("image_column_name", recipe.image_column_name),
+    ):
+        name += f" --{flag} {value}" if value is not None else ""
+    return name if recipe.streaming else f"{name} --no_streaming"
 
 
 def summary(run: RunDirectory, results: dict) -> str:

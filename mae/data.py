@@ -195,9 +195,11 @@ def measure_statistics(
     source: Source, order: SampleOrder, config: MAEConfig, count: int, retry_minutes: float = 0
 ) -> tuple[list[float], list[float], int]:
     """
-    Mean and standard deviation of each channel, in [0, 1], over the pixels of the first images that training will
-    see; and how many these were, at most `count`.
+    Mean and standard deviation of each channel, in [0, 1], over the pixels of images from all lanes; and how many
+    these were, at most `count`.
     """
+    # Without windows to shuffle in, which would be read whole.
+    order = SampleOrder(order.group_sizes, order.seed, order.lanes, shuffle_buffer_size=order.lanes)
     size = min(count, order.epoch_length)
     stream = SampleStream(source, order, batch_size=1, stop=size, retry_minutes=retry_minutes)
     total = squares = torch.zeros(config.num_channels, dtype=torch.float64)

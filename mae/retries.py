@@ -70,6 +70,8 @@ class Patience:
         minutes: The budget, from the first fault to the last attempt.
     """
 
+    last_told = 0.0  # by any of this process
+
     def __init__(self, what: str, minutes: float):
         self.what = what
         self.seconds = minutes * 60
@@ -83,10 +85,14 @@ class Patience:
         """Waits before another attempt; False where there should be none."""
         now = time.monotonic()
         self.first_fault = self.first_fault or now
-        if not is_transient(error) or now - self.first_fault + self.delay > self.seconds:
+        remaining = self.first_fault + self.seconds - now
+        if not is_transient(error) or remaining <= 0:
             return False
-        tqdm.write(f"{self.what}: {first_line(error)}; trying again in {self.delay:.0f} s", file=sys.stderr)
-        time.sleep(self.delay)
+        delay = min(self.delay, remaining)
+        if now - Patience.last_told >= self.delay / 2:  # of many threads that meet the same outage one says so
+            Patience.last_told = now
+            tqdm.write(f"{self.what}: {first_line(error)}; trying again in {delay:.0f} s", file=sys.stderr)
+        time.sleep(delay)
         self.delay = min(2 * self.delay, LONGEST_DELAY)
         return True
 

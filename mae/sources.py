@@ -41,6 +41,8 @@ IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 BLOCK_SIZE = 8 * 2**20
 # How many requests for data of one process are under way at once.
 REMOTE_READERS = 16
+# How much row groups that are being read may hold, beside what is read ahead.
+READING_MEMORY = 2 * 2**30
 # A row group cannot be entered by row: what lies before is read and passed over. Larger ones are told of.
 LARGE_ROW_GROUP = 2**30
 # What may describe image files in a data set.
@@ -193,11 +195,13 @@ class ParquetSource:
         self.fingerprint = hash_key("parquet", column, index, footers).hex()
         # One for all threads, with what it knows of the files.
         self.file_system, _ = fsspec.core.url_to_fs(row_groups[0].file)
-        self.num_readers = 1 if isinstance(self.file_system, LocalFileSystem) else REMOTE_READERS
+        largest = max(row_groups, key=lambda row_group: row_group.num_bytes)
+        # An open row group may hold all of its column: pages are as large as its writer made them.
+        fitting = READING_MEMORY // max(largest.num_bytes, 1)
+        self.num_readers = 1 if isinstance(self.file_system, LocalFileSystem) else max(min(fitting, REMOTE_READERS), 1)
         # Footers of a few hundred files stay here, or each row group would cost a request more.
         self._metadata = lru_cache(maxsize=256)(self._read_metadata)
         self.note = None
-        largest = max(row_groups, key=lambda row_group: row_group.num_bytes)
         if largest.num_bytes >= LARGE_ROW_GROUP:
             self.note = (
                 f"Note: {largest.name} has a row group of {largest.num_bytes / 1e9:.1f} GB ({largest.num_rows:,} "
@@ -213,7 +217,8 @@ class ParquetSource:
         row_group, metadata = self.row_groups[group], self._metadata(self.row_groups[group].file)
         # No cache: what is asked for is what is sent, in blocks that end where the column does.
         with self.file_system.open(row_group.file, cache_type="none") as stream:
-            file = pq.ParquetFile(stream, metadata=metadata, buffer_size=BLOCK_SIZE)
+            # Without pre_buffer=False it would fetch the whole column at once, whatever the size of the buffer.
+            file = pq.ParquetFile(stream, metadata=metadata, buffer_size=BLOCK_SIZE, pre_buffer=False)
             names = [field.name for field in file.schema_arrow.field(self.column).flatten()]
             leaf = f"{self.column}.bytes" if f"{self.column}.bytes" in names else self.column
             row, paths = 0, None
@@ -247,8 +252,7 @@ class ArrowSource:
         self.revision = revision
         self.group_sizes = [1] * len(dataset)
         # Of a sample of the rows, because nothing else says what is in them on every machine alike.
-        rows = sorted(set(np.linspace(0, len(dataset) - 1, 64).astype(int).tolist()))
-        content = [_read_file(next(iter(self.read(row, 0)))) for row in rows]
+        content = [_read_file(next(iter(self.read(row, 0)))) for row in _sampled_rows(len(dataset))]
         self.fingerprint = hash_key("arrow", column, len(dataset), *content).hex()
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
@@ -257,6 +261,11 @@ class ArrowSource:
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         return self.split, group
+
+
+def _sampled_rows(num_rows: int) -> list[int]:
+    """A few rows that stand for all, where to read all would take too long."""
+    return sorted(set(np.linspace(0, num_rows - 1, 64).astype(int).tolist()))
 
 
 def _read_file(image: bytes | str) -> bytes:
@@ -316,7 +325,9 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
         kind = "image files" if num_channels in (1, 3) else f"files of images with {num_channels} channels"
         links = f"; its {num_links} symbolic links are not followed" if num_links else ""
         raise UserError(f"{flag} {folder} holds no {kind} ({', '.join(sorted(extensions))}){links}.")
-    return ImageFileSource(files, hash_key("folder", tuple(index)).hex())
+    # Sizes alone say little of arrays, which are all alike.
+    sampled = [Path(files[index[row][0]]).read_bytes() for row in _sampled_rows(len(index))]
+    return ImageFileSource(files, hash_key("folder", tuple(index), *sampled).hex())
 
 
 def open_dataset(
@@ -370,7 +381,10 @@ def open_dataset(
                 f"{configurations[2].replace(chr(39), '')}{f', not {config_name}' if config_name else ''}."
             ) from None
         if streaming and isinstance(builder, Cache):
-            raise ConnectionError("the Hub does not answer; a downloaded copy is here, which --no_streaming reads")
+            problem = "a downloaded copy is here, which --no_streaming reads"
+            if constants.HF_HUB_OFFLINE:
+                raise UserError(f"{what}: HF_HUB_OFFLINE is set; {problem}.")
+            raise ConnectionError(f"the Hub does not answer; {problem}")
         return builder
 
     builder = with_patience(what, retry_minutes, open_builder)
@@ -407,6 +421,8 @@ def open_dataset(
         column = find_image_column(dataset.features, image_column_name)
         return with_patience(what, 0, lambda: ArrowSource(dataset, column, split, revision))
 
+    if not files:  # of a downloaded copy
+        files = dict.fromkeys(map(str, builder.info.splits or ()), [])
     extensions = {Path(file).suffix.lower() for split in files.values() for file in split}
     if not streaming:
         open_split = download

@@ -90,7 +90,9 @@ class WindowReader:
         self.cursors: dict[tuple[int, int, int], tuple[int, Iterator[bytes | str]]] = {}
         self.bytes_ahead = 0
         self.consumer_waits = False
+        self.drawing = False  # whether a thread draws the next window, or none is left
         self.stopped = False
+        self.failure: BaseException | None = None
         self.changed = threading.Condition()
         self.threads = [
             threading.Thread(target=self._run, name=f"window-reader-{number}", daemon=True)
@@ -104,14 +106,21 @@ class WindowReader:
         with self.changed:
             self.consumer_waits = True
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.readings and (self.readings[0].error or not self.readings[0].missing))
+            self.changed.wait_for(self._is_decided)
             self.consumer_waits = False
-            if self.readings[0].error:
-                raise self.readings[0].error
+            error = self.failure or self.readings[0].error
+            if error is not None:
+                raise error
             reading = self.readings.popleft()
             self.bytes_ahead -= sum(map(len, reading.images))
             self.changed.notify_all()
             return reading.window, reading.images
+
+    def _is_decided(self) -> bool:
+        """Whether the next window is there, or will never be."""
+        if self.failure is not None:
+            return True
+        return bool(self.readings) and (self.readings[0].error is not None or not self.readings[0].missing)
 
     def close(self) -> None:
         with self.changed:
@@ -121,20 +130,27 @@ class WindowReader:
             thread.join(timeout=5 / len(self.threads))  # one that hangs in a read is left behind; it is a daemon
 
     def _run(self) -> None:
-        while (piece := self._take()) is not None:
-            try:
-                self._read(piece)
-            except BaseException as error:  # handed to the consumer, which raises it when it gets there
-                piece.reading.error = piece.reading.error or error
+        try:
+            while (piece := self._take()) is not None:
+                try:
+                    self._read(piece)
+                except BaseException as error:  # handed to the consumer, which raises it when it gets there
+                    piece.reading.error = piece.reading.error or error
+                with self.changed:
+                    self.taken.remove(piece.key)
+                    piece.reading.missing -= 1
+                    self.changed.notify_all()
+        except BaseException as error:  # of the windows themselves
             with self.changed:
-                self.taken.remove(piece.key)
-                piece.reading.missing -= 1
+                self.failure = error
                 self.changed.notify_all()
 
     def _take(self) -> _Piece | None:
         """The first piece that may be read, waited for; None where reading is over."""
-        with self.changed:
-            while not self.stopped:
+        while True:
+            with self.changed:
+                if self.stopped:
+                    return None
                 for index, piece in enumerate(self.pieces):
                     if not self._may_read(piece.reading):
                         break  # and none of the later ones
@@ -142,18 +158,23 @@ class WindowReader:
                         del self.pieces[index]
                         self.taken.add(piece.key)
                         return piece
-                window = next(self.windows, None) if len(self.readings) < self.max_windows else None
-                if window is not None:
-                    self._begin(window)
-                else:
+                if self.drawing or len(self.readings) >= self.max_windows:
                     self.changed.wait()
-        return None
+                    continue
+                self.drawing = True
+            # Without the lock: to lay out an epoch of millions of groups takes seconds.
+            window = next(self.windows, None)
+            with self.changed:
+                if window is not None:  # else no thread is to draw again
+                    self._begin(window)
+                    self.drawing = False
+                self.changed.notify_all()
 
     def _begin(self, window: Window) -> None:
-        for key in [key for key in self.cursors if key[0] < window.epoch]:
-            del self.cursors[key]  # where a lane ended within a group
         reading, offset = _Reading(window), 0
         self.readings.append(reading)
+        for key in [key for key in self.cursors if key[0] < self.readings[0].window.epoch]:
+            del self.cursors[key]  # where a lane ended within a group
         for group, first_row, count in window.segments:
             self.pieces.append(_Piece(reading, offset, group, first_row, count))
             offset += count
@@ -169,7 +190,8 @@ class WindowReader:
     def _read(self, piece: _Piece) -> None:
         """Reads a piece, and opens the source again at the same row where it breaks off."""
         source, number = self.source, 0
-        next_row, rows = self.cursors.pop(piece.key, (None, None))
+        with self.changed:
+            next_row, rows = self.cursors.pop(piece.key, (None, None))
         if next_row != piece.first_row:
             rows = None
         patience = Patience(f"Reading {source.origin(piece.group, piece.first_row)[0]}", self.retry_minutes)
@@ -199,7 +221,8 @@ class WindowReader:
             with self.changed:
                 self.bytes_ahead += len(image)
         if piece.first_row + number < source.group_sizes[piece.group]:
-            self.cursors[piece.key] = (piece.first_row + number, rows)
+            with self.changed:
+                self.cursors[piece.key] = (piece.first_row + number, rows)
 
 
 class SampleStream:
@@ -264,6 +287,8 @@ class SampleStream:
                 if window is None or window.epoch != epoch or row - window.start >= len(window):
                     # Windows come in the order in which positions first need them, which is this loop's.
                     window, images = current[lane] = reader.get()
+                    if (window.epoch, window.lane) != (epoch, lane) or not 0 <= row - window.start < len(window):
+                        raise RuntimeError(f"{window} is not the one that position {position} needs.")
                 index = int(window.order[row - window.start])
                 group, group_row = window.locate(index)
                 image, images[index] = images[index], b""  # frees it: a window drains while the next one fills

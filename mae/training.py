@@ -370,7 +370,9 @@ class PreTraining:
                     # The step cannot be finished; what it has not yet changed is saved.
                     save(step - 1)
                     raise Interrupted(self._farewell(interruption, step - 1)) from None
-                except RuntimeError as error:  # not of the data, whose errors have classes of their own
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
                     raise DataError(
                         f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
                         "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
@@ -433,7 +435,12 @@ class PreTraining:
                 accelerator.wait_for_everyone()
             if stop and step < self.num_steps:
                 raise Interrupted(self._farewell(interruption, step))
-            if logged and num_bad:  # every process knows the same number then; after saving, if it is the step's turn
+            first = step == first_step + 1
+            if first and not logged and not saving:
+                count_bad()
+            # Every process knows the same number then. After saving, if it is the step's turn; and after the first
+            # step, because where nothing can be read there is nothing to wait for.
+            if num_bad and (logged or first):
                 self._check_bad(num_bad, step, run)
         runtime = time.perf_counter() - started
         steps_done = self.num_steps - first_step

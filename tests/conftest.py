@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -92,7 +93,7 @@ def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
-def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: str = "image") -> Path:
+def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: str = "image", **options: Any) -> Path:
     """A parquet file as others make them: a struct of bytes and path, with the features that `datasets` reads."""
     rows = [{"bytes": data, "path": f"{index}.png"} for index, data in enumerate(images)]
     features = json.dumps({"info": {"features": {column: {"_type": "Image"}}}})
@@ -100,7 +101,7 @@ def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: 
         [(column, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))], metadata={"huggingface": features}
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({column: rows}, schema=schema), path, row_group_size=row_group_size)
+    pq.write_table(pa.table({column: rows}, schema=schema), path, row_group_size=row_group_size, **options)
     return path
 
 

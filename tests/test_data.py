@@ -5,6 +5,7 @@ import os
 import random
 import re
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -21,6 +22,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
+from mae import retries
 from mae.data import (
     Collate,
     Decode,
@@ -674,6 +676,69 @@ def test_a_window_that_ends_finds_the_next_one_read(num_readers, monkeypatch):
             time.sleep(0.005)
     assert source.read_rows == 2048
     assert len(waits) > 32 and not any(waits[4:])
+
+
+def test_many_readers_give_what_one_gives(monkeypatch):
+    """Random groups, limits and faults, with threads that change places as often as they can."""
+
+    class Faulty(BrokenSource):
+        def __init__(self, sizes, num_readers):
+            super().__init__([])
+            self.group_sizes, self.num_readers, self.random = sizes, num_readers, random.Random(0)
+
+        def read(self, group, first_row):
+            for row in range(first_row, self.group_sizes[group]):
+                if self.num_readers > 1 and self.random.random() < 0.01:
+                    raise ConnectionError("reset")
+                yield f"{group} {row}".encode()
+
+    monkeypatch.setattr(retries, "FIRST_DELAY", 0.0001)
+    draw, interval = random.Random(1), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for case in range(30):
+            sizes = [draw.choice([0, 1, 3, 20, 100]) for _ in range(draw.randint(8, 40))] + [8]
+            order = SampleOrder(sizes, seed=case, lanes=4, shuffle_buffer_size=draw.choice([4, 40, 400]))
+            start = draw.randrange(0, 2 * order.epoch_length, 2)
+            arguments = {"process_index": 1, "num_processes": 2, "start": start, "stop": start + 400}
+            one, many = (
+                [
+                    sample
+                    for batch in SampleStream(
+                        Faulty(sizes, num_readers), order, 5, max_bytes_ahead=max_bytes, retry_minutes=1, **arguments
+                    )
+                    for sample in batch
+                ]
+                for num_readers, max_bytes in ((1, 10**6), (draw.randint(2, 8), draw.choice([1, 100, 10**6])))
+            )
+            assert one == many and len(one) == 200
+            for sample in one:
+                group, row = order.locate(sample.position)
+                assert sample.image == f"{group} {row}".encode()
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_a_group_is_read_on_over_windows_and_epochs():
+    """With room for one image: nothing is read twice but what lies before a lane's first row in a group."""
+
+    source = TickedSource([bytes(1000)] * 1024, num_readers=4)
+    source.ticks.release(10**6)
+    order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=20)
+    stream = SampleStream(source, order, 8, stop=3 * order.epoch_length, max_bytes_ahead=1)
+    assert sum(len(batch) for batch in stream) == 3 * 1024
+    assert source.read_rows == 3 * 1024  # lanes of 256 rows end with a group of 16
+
+
+def test_windows_that_cannot_be_laid_out():
+    def windows():
+        yield SampleOrder([8], seed=0, lanes=1).window(0, 0, 0)
+        raise MemoryError("too many groups")
+
+    reader = WindowReader(BrokenSource([b"image"] * 8), windows())
+    with pytest.raises(MemoryError, match="too many groups"):
+        reader.get(), reader.get()
+    reader.close()
 
 
 def test_a_dropped_stream_leaves_no_thread(parquet_folder):
