@@ -230,9 +230,9 @@ def test_memory_stays_flat(tmp_path, num_readers):
         del batch
         if number % 32 == 31:
             used.append(process.memory_info().rss / 2**20)
-    # Threads have arenas of their own, which take three epochs to fill.
-    assert len(used) == 5 and max(used[3:]) - used[2] < 40, used
-    assert max(used) - before < 100 + 10 * num_readers, (before, used)
+    assert len(used) == 5 and max(used) - before < 100 + 10 * num_readers, (before, used)
+    if num_readers == 1:  # of many each has an arena of the allocator, which takes some epochs to fill
+        assert max(used[1:]) - used[0] < 20, used
 
 
 def test_an_index_is_kept(parquet_on_the_hub, hub: Hub, monkeypatch):
