@@ -9,10 +9,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from PIL import Image
 
 from configuration_mae import MAEConfig
+from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.training import build_model
 from modeling_mae import MAEForPreTraining
 
 
@@ -101,3 +104,27 @@ def test_readme_commands_in_a_fresh_clone(tmp_path, ending):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     if ending == "run_mae.py":
         assert (tmp_path / "clone" / "outputs" / "run_mae" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "recipes").iterdir()), ids=lambda path: path.stem)
+def test_recipes(recipe):
+    """Each says how it is launched, on what, for how long and to what end; and its flags and its model are valid."""
+    text = recipe.read_text()
+    command = re.search(r"accelerate launch (.*?)\n#\n", text, re.DOTALL)[1].replace("#", "").replace("\\\n", "")
+    for word in ("Hardware", "Time", "Expect"):
+        assert re.search(rf"^# {word} +\S", text, re.MULTILINE), word
+    assert recipe.stem == "emoji" or f"examples/recipes/{recipe.name}" in command
+    for more in ([], ["--num_train_epochs", "1600"]):
+        flags, run = parse_arguments(
+            PreTrainingRecipe, RunArguments, description="", argv=["--recipe", str(recipe), *more]
+        )
+    with torch.device("meta"):
+        model, _ = build_model(flags)
+    assert model.num_parameters() > 10**6
+    processes = int((re.search(r"--num_processes (\d+)", command) or [0, 1])[1])
+    batch = processes * run.per_device_train_batch_size * run.gradient_accumulation_steps
+    stated = re.search(r"base_learning_rate: .*times ([\d,]+) / 256", text)
+    if recipe.stem == "emoji":
+        assert batch == 32
+    else:
+        assert batch == int(stated[1].replace(",", "")) and flags.lanes % processes == 0

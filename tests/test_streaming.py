@@ -21,7 +21,7 @@ from hub import Hub
 from huggingface_hub import HfApi
 from PIL import Image
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
-from test_run_mae import TINY, run, start
+from test_run_mae import TINY, metrics, run, start
 
 from mae import retries
 from mae.data import make_loader, samples_digest
@@ -78,13 +78,16 @@ def test_revisions_and_fingerprints(tmp_path, emoji_bytes):
         open_dataset(str(tmp_path), revision="v1")
 
 
-def test_pre_training_from_the_hub(tmp_path, emoji_bytes):
+def test_pre_training_from_the_hub(tmp_path, emoji_bytes, hub: Hub):
     """The revision is told and recorded; a data set that has changed is noticed, and the old one can be named."""
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:40], 8)
     sha = upload("growing", path.parent)
     arguments = ["--dataset_name", "me/growing", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
+    hub.fault("GET", "/cdn/", delay=0.2, times=10**9)
     done = start(*arguments)
     assert done.returncode == 0, done.stderr
+    assert metrics(tmp_path / "run")[0]["data_wait"] > 0.2  # the first windows are waited for, and that is told
+    hub.faults.clear()
     assert f"Data: --dataset_name me/growing --dataset_revision {sha}\n" in done.stdout
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha
     write_parquet(path, emoji_bytes[:48], 8)
@@ -95,6 +98,20 @@ def test_pre_training_from_the_hub(tmp_path, emoji_bytes):
     assert f"the data was that of {names[0]}, now of {names[1]})" in done.stderr
     done = start(*arguments, "--dataset_revision", sha)
     assert done.returncode == 0 and "already finished" in done.stdout
+
+
+def test_the_parquet_copy_of_a_data_set(files_on_the_hub, parquet_folder):
+    """The way out that the errors name: the branch to which the Hub converts data sets."""
+    name, _ = files_on_the_hub
+    branch = "refs/convert/parquet"
+    HfApi().create_branch(name, branch=branch, repo_type="dataset")
+    paths = [entry.path for entry in HfApi().list_repo_tree(name, recursive=True, repo_type="dataset")]
+    files = [path for path in paths if "." in path]
+    HfApi().delete_files(name, files, revision=branch, repo_type="dataset")
+    commit = HfApi().upload_folder(folder_path=parquet_folder, repo_id=name, revision=branch, repo_type="dataset")
+    source, held_out = open_dataset(name, revision=branch)
+    assert source.revision == commit.oid and sum(source.group_sizes) == 90 and sum(held_out.group_sizes) == 12
+    assert_same(batches(source), batches(open_dataset(str(parquet_folder))[0]))
 
 
 def test_image_files_on_the_hub(files_on_the_hub, image_folder, tmp_path):
