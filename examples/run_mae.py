@@ -37,7 +37,7 @@ def main() -> None:
     recipe, arguments = parse_arguments(
         PreTrainingRecipe, RunArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
     )
-    accelerator = make_accelerator(arguments.data_retry_minutes)
+    accelerator = make_accelerator(arguments)
     logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
     model, found = build_model(recipe)

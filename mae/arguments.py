@@ -185,6 +185,12 @@ class RunArguments:
     )
     per_device_train_batch_size: int = field(default=64, metadata={"help": "Images of a micro-batch of a process."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimizer step."})
+    bf16: bool = field(
+        default=False, metadata={"help": "Mixed precision with bfloat16; or accelerate launch --mixed_precision bf16."}
+    )
+    tf32: bool = field(
+        default=False, metadata={"help": "Products of float32 matrices in TF32, on NVIDIA GPUs that have it."}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
     dataloader_num_workers: int | None = field(
         default=None,

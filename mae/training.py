@@ -41,22 +41,23 @@ STATISTICS_IMAGES = 1000
 MAX_WORKERS = 16
 
 
-def make_accelerator(patience_minutes: float = 0) -> Accelerator:
-    """
-    Accelerate's idea of this process; stops where the launcher meant something else.
-
-    Args:
-        patience_minutes: How long one process may wait for its data, while the others wait for it.
-    """
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + patience_minutes))
+def make_accelerator(arguments: RunArguments) -> Accelerator:
+    """Accelerate's idea of this process; stops where the launcher meant something else."""
+    # One process may wait for its data, and the others for it.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + arguments.data_retry_minutes))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
     try:
-        accelerator = Accelerator(cpu=not torch.accelerator.is_available(), kwargs_handlers=[timeout])
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="bf16" if arguments.bf16 else None,  # else the launcher's
+            kwargs_handlers=[timeout],
+        )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(first_line(error)) from None
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise UserError(
             f"Mixed precision {accelerator.mixed_precision} is not supported: its loss scale would be lost at a "
-            "resume. Use bf16, or none."
+            "resume. Use --bf16, or none."
         )
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     if accelerator.num_processes != world_size:
@@ -258,6 +259,7 @@ class PreTraining:
             "recipe": recipe,
             "effective_batch_size": self.batch_size,
             "mixed_precision": self.accelerator.mixed_precision,
+            "tf32": self.arguments.tf32,
             "initial_weights": self.initial_weights,
             "data": {"fingerprint": self.source.fingerprint, "images": self.order.num_rows},
             "model": config,

@@ -500,9 +500,11 @@ def test_the_printed_command_trains_on(finished, data, tmp_path):
     assert "MAEModel" in subprocess.run(load, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def test_precision_is_part_of_the_identity(finished, data, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    done = start("--output_dir", finished[0], *data)
+@pytest.mark.parametrize("by", ["flag", "launcher"])
+def test_precision_is_part_of_the_identity(finished, data, monkeypatch, by):
+    if by == "launcher":
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    done = start("--output_dir", finished[0], *data, *(["--bf16"] if by == "flag" else []))
     assert done.returncode == 2 and "mixed_precision was 'no', now 'bf16'" in done.stderr
 
 
