@@ -25,7 +25,7 @@ RINGS = {
     "modeling_mae.py": {"configuration_mae"},
     "mae": {"configuration_mae", "modeling_mae", "mae"},
     "examples": {"configuration_mae", "modeling_mae", "mae"},
-    "benchmarks": {"configuration_mae", "modeling_mae", "mae", "benchmarks"},
+    "benchmarks": {"configuration_mae", "modeling_mae", "mae", "benchmarks", "conftest"},  # the Hub of the tests
 }
 OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests", "conftest"}
 
