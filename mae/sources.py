@@ -222,7 +222,9 @@ class ParquetSource:
             names = [field.name for field in file.schema_arrow.field(self.column).flatten()]
             leaf = f"{self.column}.bytes" if f"{self.column}.bytes" in names else self.column
             row, paths = 0, None
-            for batch in file.iter_batches(batch_size=32, row_groups=[row_group.number], columns=[leaf]):
+            # In this thread: those of Arrow are as many as there are cores, and would wait for the network instead.
+            batches = file.iter_batches(32, row_groups=[row_group.number], columns=[leaf], use_threads=False)
+            for batch in batches:
                 images = batch.column(0) if leaf == self.column else batch.column(0).field("bytes")
                 for index in range(max(first_row - row, 0), len(batch)):
                     image = images[index].as_py()

@@ -140,6 +140,7 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.active = self.most_active = 0  # requests under way at once
         self.lock = threading.RLock()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
@@ -229,6 +230,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.status = self.sent = 0
         self.fault = self._take_fault()
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
+        with hub.lock:
+            hub.active += 1
+            hub.most_active = max(hub.active, hub.most_active)
         try:
             time.sleep(self.fault.delay)
             size, drop_after = int(self.headers.get("Content-Length") or 0), self.fault.drop_after
@@ -254,6 +258,8 @@ class _Handler(BaseHTTPRequestHandler):
             traceback.print_exc()
             self._answer({"error": f"a defect of this server: {error!r}"}, 501)
         finally:
+            with hub.lock:
+                hub.active -= 1
             request = Request(self.command, self.path, self.status, self.headers.get("Range"), self.sent, token)
             hub.requests.append(request)
 

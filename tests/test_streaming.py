@@ -231,6 +231,16 @@ def test_each_process_reads_its_own_row_groups(tmp_path, hub: Hub, monkeypatch):
     assert 0.5 * size < sent < 0.5 * size + 2 * size / len(source.group_sizes) + 10_000, sent / size
 
 
+@pytest.mark.parametrize("kind", ["parquet", "files"])
+def test_a_slow_line_is_used_by_many_requests_at_once(kind, parquet_on_the_hub, files_on_the_hub, hub: Hub):
+    source, _ = open_dataset((parquet_on_the_hub if kind == "parquet" else files_on_the_hub)[0])
+    batches(source, stop=8)  # what is asked for once
+    hub.fault("GET", r"/resolve/|/cdn/", delay=0.1, times=10**9)
+    hub.most_active = 0
+    batches(source, stop=24)
+    assert 4 <= hub.most_active <= 16
+
+
 @pytest.mark.parametrize("num_readers", [1, 16])
 def test_memory_stays_flat(tmp_path, num_readers):
     """Over five epochs of 50 MB, of which at most 4 MB are read ahead, beside the row groups of 3 MB being read."""
