@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from torchvision import transforms
 from configuration_mae import MAEConfig
 from mae.data import Decode, Sample, SampleStream, make_loader
 from mae.decoding import decode_image
+from mae.errors import UserError
 from mae.order import SampleOrder
 from mae.sources import open_folder
 
@@ -133,4 +135,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
