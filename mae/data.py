@@ -7,6 +7,7 @@ The DataLoader never enters `accelerator.prepare`: the stream already yields thi
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -160,6 +161,10 @@ def denormalize(pixel_values: torch.Tensor, config: MAEConfig) -> torch.Tensor:
     return pixel_values.float().clamp(0, 1)
 
 
+def _read_row(source: Source, group: int, row: int) -> bytes | str:
+    return next(iter(source.read(group, row)))
+
+
 def load_images(
     source: Source, config: MAEConfig, count: int, seed: int = 0, retry_minutes: float = 0
 ) -> torch.Tensor:
@@ -179,7 +184,7 @@ def load_images(
     for row in rows:
         group = int(np.searchsorted(ends, row, side="right"))
         first_row = int(row - (ends[group] - source.group_sizes[group]))
-        data = with_patience(what, retry_minutes, lambda: next(iter(source.read(group, first_row))))  # noqa: B023
+        data = with_patience(what, retry_minutes, partial(_read_row, source, group, first_row))
         try:
             images.append(transform(decode_image(data, config.num_channels)))
         except Exception as error:  # an unreadable image is told of where it matters, in training

@@ -61,6 +61,7 @@ class Interruption:
     def _stop_waiting(self, number: int, frame: FrameType | None) -> None:
         signal.alarm(1)
         if self.waiting:
+            self.waiting = False  # once: what follows is saving
             raise StoppedWaiting
 
     def agree(self, *wishes: bool) -> list[bool]:

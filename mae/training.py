@@ -352,6 +352,8 @@ class PreTraining:
                 skipped = []
 
         def save(step: int) -> None:
+            if guard.fatal_step:  # the weights are those before it, and not of this step
+                self._stop_nonfinite(run, optimizer, guard)
             state = {"step": step, "num_bad": num_bad, "num_nonfinite": guard.num_steps}
             run.save(self.model, optimizer, state, arguments.save_total_limit)
 
@@ -428,7 +430,7 @@ class PreTraining:
             due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
             stop, due = interruption.agree(interruption.signal is not None, due)
             saving = step % arguments.save_steps == 0 or step == self.num_steps or stop or due
-            if (logged or saving) and guard.fatal_step:
+            if logged and guard.fatal_step:
                 self._stop_nonfinite(run, optimizer, guard)
             if saving:
                 count_bad()

@@ -644,7 +644,7 @@ def test_reading_ahead_is_bounded(num_readers):
         reader = WindowReader(source, order.windows(0, range(4)), max_windows, max_bytes)
         window, _ = reader.get()
         assert len(window) == 64  # of 64,000 bytes, whatever the limits
-        assert until(lambda: source.read_rows >= 64 + ahead)  # noqa: B023
+        assert until(lambda source=source, ahead=ahead: source.read_rows >= 64 + ahead)
         time.sleep(0.05)  # time enough to read too much
         assert source.read_rows <= 64 + ahead + num_readers
         reader.close()
