@@ -13,6 +13,7 @@ for a mistake in the command line, before anything is written; 1 for data that b
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -24,10 +25,12 @@ from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
 from mae.checkpointing import CURVE_FILE, METRICS_FILE, RECONSTRUCTION_FILE, RunDirectory
 from mae.data import load_images
 from mae.errors import Interrupted, RunError, UserError
+from mae.evaluation import Reconstruction, picture_path
 from mae.interruption import EXIT_CODE
-from mae.sources import open_dataset, open_folder
-from mae.training import PreTraining, build_model, choose_statistics, make_accelerator
-from mae.visualization import save_curve, save_reconstruction
+from mae.launching import describe_environment, make_accelerator
+from mae.sources import hold_out, open_dataset, open_folder
+from mae.training import PreTraining, build_model, choose_statistics
+from mae.visualization import save_curve
 
 
 HERE = Path(__file__).resolve().parent
@@ -56,11 +59,22 @@ def main() -> None:
             arguments.data_retry_minutes,
             recipe.streaming,
         )
+    if recipe.train_val_split is not None:
+        if held_out is None:
+            source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
+        else:
+            accelerator.print("Note: --train_val_split has no effect: the data has held-out images of its own.")
     measured = choose_statistics(model, source, recipe, arguments)
-    training = PreTraining(model, source, recipe, arguments, accelerator)
-    images = None
-    if accelerator.is_main_process:  # now, not when training is done
-        images = load_images(held_out or source, model.config, count=12, retry_minutes=arguments.data_retry_minutes)
+    images, kind = None, "Held-out images" if held_out else "Training images"
+    if accelerator.is_main_process:
+        images = load_images(
+            held_out or source,
+            model.config,
+            arguments.max_eval_samples,
+            retry_minutes=arguments.data_retry_minutes,
+        )
+    evaluator = Reconstruction(images, arguments.eval_steps, arguments.per_device_train_batch_size, kind)
+    training = PreTraining(model, source, recipe, arguments, accelerator, [evaluator])
     run = RunDirectory(
         arguments.output_dir,
         training.identity,
@@ -69,9 +83,12 @@ def main() -> None:
         data=data_name(recipe, source.revision),
     )
     accelerator.wait_for_everyone()
-    if run.results is not None:
-        accelerator.print(f"This run is already finished.\n{summary(run, run.results)}")
+    results = run.results
+    if results is not None:
+        if accelerator.is_main_process:
+            print(f"This run is already finished.\n{summary(run, results)}")
         return
+    run.describe(training.resolved_recipe, describe_environment(accelerator))
 
     accelerator.print(f"Data: {data_name(recipe, source.revision)}")
     if source.note is not None:
@@ -89,13 +106,8 @@ def main() -> None:
     results = training.train(run)
 
     if accelerator.is_main_process:
-        model.save_pretrained(run.path)
-        save_curve(run.read_metrics(), run.path / CURVE_FILE)
-        kind = "Held-out" if held_out else "Training"
-        title = f"{kind} images after {results['epochs']:.1f} epochs"
-        if model.config.norm_pix_loss:
-            title += " (mean and contrast of each patch are the true ones)"
-        save_reconstruction(model, images, run.path / RECONSTRUCTION_FILE, title)
+        save_curve(run.read_metrics(), run.read_evaluations(), run.path / CURVE_FILE, kind.lower())
+        shutil.copyfile(picture_path(run, results["steps"]), run.path / RECONSTRUCTION_FILE)
         run.finish(results)
         print(summary(run, results))
     accelerator.end_training()
@@ -122,8 +134,9 @@ def summary(run: RunDirectory, results: dict) -> str:
     # The same data and recipe: of a flag given twice the last counts.
     again = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
     again += ["--model_name_or_path", str(run.path), "--output_dir", f"{run.path}_more"]
+    losses = f"loss {results['loss']:.4f}, evaluated {results['eval_loss']:.4f}"
     return f"""
-{results["steps"]} steps, {results["epochs"]:.1f} epochs, loss {results["loss"]:.4f}
+{results["steps"]} steps, {results["epochs"]:.1f} epochs, {losses}
   model            {run.path}
   loss curve       {run.path / CURVE_FILE}
   reconstructions  {run.path / RECONSTRUCTION_FILE}

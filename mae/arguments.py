@@ -39,10 +39,10 @@ _TRAINER_FLAGS = {
     "model_type": "the model is a Masked Autoencoder",
     "remove_unused_columns": "only the column of the images is read",
     "label_names": "there are no labels",
-    "per_device_eval_batch_size": "held-out images are few",
+    "per_device_eval_batch_size": "held-out images go through in training batches",
     "logging_strategy": "--logging_steps decides",
-    "eval_strategy": "held-out images are looked at when training ends",
-    "evaluation_strategy": "held-out images are looked at when training ends",
+    "eval_strategy": "--eval_steps decides",
+    "evaluation_strategy": "--eval_steps decides",
     "save_strategy": "--save_steps and --save_minutes decide",
     "load_best_model_at_end": "the last model is kept, because no loss of pre-training says which is best",
     "lr_scheduler_type": "the schedule is a cosine",
@@ -74,6 +74,10 @@ class PreTrainingRecipe:
     train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, at any depth."})
     validation_dir: str | None = field(
         default=None, metadata={"help": "Folder of held-out images, for the pictures of --train_dir."}
+    )
+    train_val_split: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training images to hold out, where the data has no held-out ones."},
     )
     model_name_or_path: str | None = field(
         default=None,
@@ -125,6 +129,13 @@ class PreTrainingRecipe:
     max_grad_norm: float | None = field(
         default=None, metadata={"help": "Norm to which gradients are clipped. Default: not at all, as in the paper."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Decay of an exponential moving average of the weights, say 0.9999; the final model and what is "
+            "evaluated are the average then. Default: none, as in the paper."
+        },
+    )
     num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
     max_steps: int = field(default=-1, metadata={"help": "If positive, optimizer steps instead of epochs."})
     warmup_epochs: float = field(default=40, metadata={"help": "Epochs of linear warm-up."})
@@ -168,6 +179,10 @@ class PreTrainingRecipe:
         for name in ("weight_decay", "warmup_epochs"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"--{name} {getattr(self, name)} must not be negative.")
+        for name in ("train_val_split", "ema_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UserError(f"--{name} {value} must be between 0 and 1.")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1].")
         for name in ("adam_beta1", "adam_beta2"):
@@ -188,10 +203,17 @@ class RunArguments:
     bf16: bool = field(
         default=False, metadata={"help": "Mixed precision with bfloat16; or accelerate launch --mixed_precision bf16."}
     )
+    fp16: bool = field(
+        default=False,
+        metadata={"help": "Mixed precision with float16 and a loss scale, for GPUs without bfloat16."},
+    )
     tf32: bool = field(
         default=False, metadata={"help": "Products of float32 matrices in TF32, on NVIDIA GPUs that have it."}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the model's blocks; the first step takes a minute, later ones less."}
+    )
     dataloader_num_workers: int | None = field(
         default=None,
         metadata={
@@ -205,6 +227,14 @@ class RunArguments:
         default=None, metadata={"help": "Minutes after which a checkpoint is due, beside those of --save_steps."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
+    eval_steps: int = field(
+        default=500, metadata={"help": "Steps between two looks at the held-out images: their loss, and pictures."}
+    )
+    max_eval_samples: int = field(default=256, metadata={"help": "How many held-out images are looked at."})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"],
+        metadata={"help": "Trackers: tensorboard, trackio, wandb; each must be installed. Default: none."},
+    )
     resume_from_checkpoint: str = field(
         default="auto",
         metadata={"help": "auto: the newest checkpoint of the output directory; none: a start anew; or a path."},
@@ -227,10 +257,14 @@ class RunArguments:
             "logging_steps",
             "save_steps",
             "save_total_limit",
+            "eval_steps",
+            "max_eval_samples",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1.")
+        if self.bf16 and self.fp16:
+            raise UserError("--bf16 and --fp16 exclude each other: give one of them.")
         if self.save_minutes is not None and not self.save_minutes > 0:
             raise UserError(f"--save_minutes {self.save_minutes} must be positive.")
         if not 0 <= self.max_bad_fraction <= 1:
@@ -241,6 +275,10 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UserError(f"--{name} {value} must not be negative.")
+
+    @property
+    def trackers(self) -> list[str]:
+        return [name for name in self.report_to if name != "none"]
 
 
 class _Parser(HfArgumentParser):

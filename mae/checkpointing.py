@@ -2,12 +2,18 @@
 A run's directory: whose it is, its log, its checkpoints.
 
     run.json             identity of the run: everything that changes its results
+    recipe.yaml          the same and what only changes its speed, as flags: --recipe takes it
+    environment.json     versions and machine of the last start
     metrics.jsonl        a line for each logged step
+    evaluations.jsonl    a line for each step at which held-out images were looked at
     skipped.jsonl        a line for each image that cannot be read, the first time that it is met
+    reconstructions/     a picture for each of these steps
+    logs/                what trackers write
     checkpoint-N/        model, optimizer and position after step N; each loads with from_pretrained
     train_results.json   written last: the mark of a finished run
 
-beside the final model and its pictures.
+beside the final model and its pictures. The main process alone reads and writes it: the others may be on machines that
+do not see it.
 """
 
 import json
@@ -15,36 +21,68 @@ import os
 import re
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from tqdm import tqdm
+from transformers import PreTrainedModel
 
 from mae.errors import RunError, UserError, first_line
+from mae.launching import LOGS_FOLDER, from_main_process
+from mae.optimization import AveragedWeights
+
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where two runs in one directory are not noticed
+    fcntl = None
 
 
 UNFINISHED = ".unfinished"  # ends the names of what is being written or removed
 RUN_FILE = "run.json"
+LOCK_FILE = "run.lock"
+RECIPE_FILE = "recipe.yaml"
+ENVIRONMENT_FILE = "environment.json"
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 RESULTS_FILE = "train_results.json"
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "trainer_state.json"
+WEIGHTS_FILE = "model.safetensors"
+AVERAGE_FOLDER = "ema"  # in a checkpoint
+PICTURES_FOLDER = "reconstructions"
 CURVE_FILE = "loss_curve.png"
 RECONSTRUCTION_FILE = "reconstruction.png"
 # What a run writes beside its checkpoints.
 _FILES = (
     RUN_FILE,
+    LOCK_FILE,
+    RECIPE_FILE,
+    ENVIRONMENT_FILE,
     METRICS_FILE,
+    EVALUATIONS_FILE,
+    PICTURES_FOLDER,
+    LOGS_FOLDER,
     SKIPPED_FILE,
     RESULTS_FILE,
     CURVE_FILE,
     RECONSTRUCTION_FILE,
     "config.json",
-    "model.safetensors",
+    WEIGHTS_FILE,
     "preprocessor_config.json",
     "modeling_mae.py",
     "configuration_mae.py",
@@ -73,12 +111,16 @@ def flush(*paths: Path) -> None:
                 os.close(descriptor)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_text(path: Path, text: str) -> None:
     """Writes a whole file or none."""
     unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(json.dumps(value, indent=2, default=str) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     flush(unfinished)
     os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -113,7 +155,7 @@ class RunDirectory:
         is_main_process: Whether this process writes. The others must call after it has.
 
     Raises:
-        UserError: where the directory holds something else, or a run with another identity.
+        UserError: where the directory holds something else, a run with another identity, or one that is under way.
     """
 
     def __init__(
@@ -135,19 +177,35 @@ class RunDirectory:
             run_file = self.path / RUN_FILE
             if not run_file.exists():
                 self._check_foreign(overwrite)
-            elif overwrite:
+            self._lock()
+            if run_file.exists():
+                if not overwrite:
+                    self._check_identity(run_file)
+                    return
                 self._clear(run_file)
-            else:
-                self._check_identity(run_file)
-                return
             write_json(run_file, self.identity | {"data_name": self.data})
         except OSError as error:
             raise UserError(f"--output_dir {self.path} cannot be used: {error.strerror or error}.") from None
 
+    def _lock(self) -> None:
+        """Keeps other runs out until this process ends, however it does."""
+        if fcntl is None:
+            return
+        # A record lock, which no decoding process inherits and outlives this one with.
+        self._lock_file = open(self.path / LOCK_FILE, "a")
+        try:
+            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise UserError(
+                f"--output_dir {self.path} is in use by a run under way: wait for it, stop it, or name another one."
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+
     def _check_foreign(self, overwrite: bool) -> None:
         """Refuses a directory that is not ours; with `overwrite` only where its files would be taken for ours."""
         # The unfinished file is of a start that was killed.
-        names = {entry.name for entry in self.path.iterdir()} - {RUN_FILE + UNFINISHED}
+        names = {entry.name for entry in self.path.iterdir()} - {RUN_FILE + UNFINISHED, LOCK_FILE}
         if names and not overwrite:
             raise UserError(
                 f"--output_dir {self.path} is not empty and holds no run of this script: name another directory, or "
@@ -165,7 +223,7 @@ class RunDirectory:
         # No longer that run, and not yet the new one: whoever is killed in here leaves nothing that could be resumed.
         write_json(run_file, {})
         for entry in list(self.path.iterdir()):
-            if entry.name != RUN_FILE and _is_of_a_run(entry.name):
+            if entry.name not in (RUN_FILE, LOCK_FILE) and _is_of_a_run(entry.name):
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
                 else:
@@ -193,9 +251,17 @@ class RunDirectory:
 
     @property
     def results(self) -> dict | None:
-        """What the run reported when it finished, or None."""
+        """What the run reported when it finished, or None. Every process must ask."""
         path = self.path / RESULTS_FILE
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return from_main_process(
+            json.loads(path.read_text(encoding="utf-8")) if self.is_main_process and path.exists() else None
+        )
+
+    def describe(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
+        """Writes the flags that make this run again, and what it runs on."""
+        if self.is_main_process:
+            write_text(self.path / RECIPE_FILE, yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+            write_json(self.path / ENVIRONMENT_FILE, environment)
 
     def finish(self, results: dict) -> None:
         if self.is_main_process:
@@ -206,6 +272,10 @@ class RunDirectory:
     def read_metrics(self) -> list[dict]:
         """The logged lines; a last line torn by a kill is left out."""
         return self._read_lines(METRICS_FILE)
+
+    def read_evaluations(self) -> list[dict]:
+        """The lines of held-out images."""
+        return self._read_lines(EVALUATIONS_FILE)
 
     def _read_lines(self, name: str) -> list[dict]:
         path, lines = self.path / name, []
@@ -238,15 +308,16 @@ class RunDirectory:
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         os.replace(unfinished, self.path / name)
 
-    def log(self, metrics: dict) -> None:
+    def log(self, metrics: dict, name: str = METRICS_FILE) -> None:
         if self.is_main_process:
-            with open(self.path / METRICS_FILE, "a", encoding="utf-8") as file:
+            with open(self.path / name, "a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forgets what was logged after a step, which is about to be trained again."""
         if self.is_main_process:
-            self._replace(METRICS_FILE, [line for line in self.read_metrics() if line["step"] <= step])
+            for name in (METRICS_FILE, EVALUATIONS_FILE):
+                self._replace(name, [line for line in self._read_lines(name) if line["step"] <= step])
 
     # Checkpoints
 
@@ -258,29 +329,40 @@ class RunDirectory:
 
     def save(
         self,
-        model,
+        model: PreTrainedModel,
         optimizer: torch.optim.Optimizer,
         state: dict,
+        average: AveragedWeights | None = None,
         save_total_limit: int | None = None,
         prefix: str = "checkpoint",
     ) -> Path:
         """
-        Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones. With another prefix it
-        is none that a run goes on from by itself.
+        Writes checkpoint-{state["step"]} under another name first, and removes the oldest ones. Every process must
+        call, because each may hold a part of the weights; what is written is whole, for any number of processes. With
+        another prefix it is none that a run goes on from by itself.
 
         Raises:
             RunError: where it cannot be written. Older ones are left as they are.
         """
         path = self.path / f"{prefix}-{state['step']}"
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        weights = get_model_state_dict(model, options=options)
+        optimizer_state = get_optimizer_state_dict(model, optimizer, options=options)
+        averaged = None
+        if average is not None:
+            with average.applied():
+                averaged = get_model_state_dict(model, options=options)
         if not self.is_main_process:
             return path
         unfinished = path.with_name(path.name + UNFINISHED)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            model.save_pretrained(unfinished)
-            torch.save(optimizer.state_dict(), unfinished / OPTIMIZER_FILE)
+            model.save_pretrained(unfinished, state_dict=weights)
+            if averaged is not None:
+                model.save_pretrained(unfinished / AVERAGE_FOLDER, state_dict=averaged)
+            torch.save(optimizer_state, unfinished / OPTIMIZER_FILE)
             write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
-            flush(*unfinished.iterdir(), unfinished)
+            flush(*unfinished.rglob("*"), unfinished)
             metrics = self.path / METRICS_FILE
             if metrics.exists():
                 flush(metrics)
@@ -299,6 +381,24 @@ class RunDirectory:
                 self._remove(old)
         return path
 
+    def save_model(self, model: PreTrainedModel, average: AveragedWeights | None = None) -> None:
+        """
+        Writes the final model, of averaged weights where there are any. Every process must call.
+
+        Raises:
+            RunError: where it cannot be written.
+        """
+        with nullcontext() if average is None else average.applied():
+            weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        if self.is_main_process:
+            try:
+                model.save_pretrained(self.path, state_dict=weights)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise RunError(
+                    f"The model cannot be written to {self.path}: {first_line(error)}. Checkpoints are complete; the "
+                    "same command goes on from the newest."
+                ) from error
+
     @staticmethod
     def _remove(path: Path) -> None:
         """Removes a checkpoint, which is none from the first moment on."""
@@ -308,9 +408,16 @@ class RunDirectory:
             os.replace(path, unfinished)
             shutil.rmtree(unfinished)
 
-    def load(self, model, optimizer: torch.optim.Optimizer, resume_from_checkpoint: str = "auto") -> dict | None:
+    def load(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        average: AveragedWeights | None = None,
+        resume_from_checkpoint: str = "auto",
+    ) -> dict | None:
         """
-        Restores a checkpoint into model and optimizer.
+        Restores a checkpoint into model, optimizer and average. Every process must call; the main one reads it and
+        gives the others theirs.
 
         Args:
             resume_from_checkpoint: `"auto"` for the newest of this directory that can be read, `"none"` for a start
@@ -322,32 +429,53 @@ class RunDirectory:
         Raises:
             UserError: where it is of another run, or none can be read.
         """
+        weights, averaged, optimizer_state, state, error = {}, {}, {}, None, None
+        if self.is_main_process:
+            try:
+                found = self._read_checkpoint(resume_from_checkpoint, average is not None)
+                if found is not None:
+                    weights, averaged, optimizer_state, state = found
+            except UserError as mistake:
+                error = mistake
+        state, error = from_main_process((state, error))
+        if error is not None:
+            raise error
+        if state is None:
+            return None
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=torch.distributed.is_initialized())
+        if average is not None:
+            set_model_state_dict(model, averaged, options=options)
+            average.reset()
+        set_model_state_dict(model, weights, options=options)
+        set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
+        return state
+
+    def _read_checkpoint(self, which: str, with_average: bool) -> tuple[dict, dict, dict, dict] | None:
+        """Weights, averaged weights, optimizer and state of a checkpoint."""
         ours = self.checkpoints()
-        if resume_from_checkpoint == "none":
+        if which == "none":
             if ours:
                 raise UserError(
                     f"--resume_from_checkpoint none, but {self.path} holds {ours[-1].name} of this run: pass "
                     "--overwrite_output_dir to start anew."
                 )
             return None
-        paths = ours[::-1] if resume_from_checkpoint == "auto" else [Path(resume_from_checkpoint)]
+        paths = ours[::-1] if which == "auto" else [Path(which)]
         for path in paths:
             try:
-                weights = load_file(path / "model.safetensors")
+                weights = load_file(path / WEIGHTS_FILE)
+                averaged = load_file(path / AVERAGE_FOLDER / WEIGHTS_FILE) if with_average else {}
                 optimizer_state = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
                 state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
                 identity = state.pop("identity")
             except Exception as error:  # whatever is wrong with a file
-                if self.is_main_process:
-                    reason = f"which is damaged or no checkpoint of a run: {first_line(error)}"
-                    tqdm.write(f"Passed over {path}, {reason}", file=sys.stderr)
+                reason = f"which is damaged or no checkpoint of a run: {first_line(error)}"
+                tqdm.write(f"Passed over {path}, {reason}", file=sys.stderr)
                 continue
             found = differences(identity, self.identity)
             if found:
                 raise UserError(f"{path} is of another run: {'; '.join(found)}.")
-            model.load_state_dict(weights)
-            optimizer.load_state_dict(optimizer_state)
-            return state
+            return weights, averaged, optimizer_state, state
         if paths:
             raise UserError(
                 f"No checkpoint can be read ({', '.join(map(str, paths))}): name another one with "

@@ -6,6 +6,8 @@ From a source to batches: the stream is the sampler, decoding is a pure function
 The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
 """
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -161,8 +163,15 @@ def denormalize(pixel_values: torch.Tensor, config: MAEConfig) -> torch.Tensor:
     return pixel_values.float().clamp(0, 1)
 
 
-def _read_row(source: Source, group: int, row: int) -> bytes | str:
-    return next(iter(source.read(group, row)))
+# Of how many groups images for evaluation are taken at least, where there are as many: what lies before a row in its
+# group is read too.
+_EVALUATION_GROUPS = 16
+
+
+def _read_rows(source: Source, retry_minutes: float, group: int, count: int) -> list[bytes | str]:
+    """The first rows of a group."""
+    what = f"Reading {source.origin(group, 0)[0]}"
+    return with_patience(what, retry_minutes, lambda: list(itertools.islice(source.read(group, 0), count)))
 
 
 def load_images(
@@ -170,29 +179,35 @@ def load_images(
 ) -> torch.Tensor:
     """
     Up to `count` images of a source for evaluation, always the same ones: uint8 of shape (count, C, H, W). For square
-    models the shorter side is resized and the centre cropped; rectangular ones get an exact resize.
+    models the shorter side is resized and the centre cropped; rectangular ones get an exact resize. They are the first
+    rows of some groups, taken from these in turn.
     """
     height, width = to_pair(config.image_size)
     resize = v2.Resize(
         [height] if height == width else [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
     )
     transform = v2.Compose([resize, v2.CenterCrop([height, width])])
-    ends = np.cumsum(source.group_sizes)
-    rows = permutation(int(ends[-1]), seed, "evaluation")[: 10 * count]  # enough for a source with some bad images
-    images, reason = [], ""
-    what = "Images for the pictures cannot be read"
-    for row in rows:
-        group = int(np.searchsorted(ends, row, side="right"))
-        first_row = int(row - (ends[group] - source.group_sizes[group]))
-        data = with_patience(what, retry_minutes, partial(_read_row, source, group, first_row))
-        try:
-            images.append(transform(decode_image(data, config.num_channels)))
-        except Exception as error:  # an unreadable image is told of where it matters, in training
-            reason = f"{type(error).__name__}: {first_line(error)}"
-        if len(images) == count:
-            break
+    groups = permutation(len(source.group_sizes), seed, "evaluation")
+    groups = [int(group) for group in groups if source.group_sizes[group]]
+    at_once = min(len(groups), _EVALUATION_GROUPS)
+    per_group = -(-count // at_once)
+    images, tried, reason = [], 0, ""
+    with ThreadPoolExecutor(source.num_readers) as pool:
+        for start in range(0, len(groups), at_once):
+            some = groups[start : start + at_once]
+            rows = pool.map(partial(_read_rows, source, retry_minutes, count=per_group), some)
+            for data in [row for turn in itertools.zip_longest(*rows) for row in turn if row is not None]:
+                tried += 1
+                try:
+                    images.append(transform(decode_image(data, config.num_channels)))
+                except Exception as error:  # an unreadable image is told of where it matters, in training
+                    reason = f"{type(error).__name__}: {first_line(error)}"
+                if len(images) == count:
+                    return torch.stack(images)
+            if tried > 10 * count:
+                break
     if not images:
-        raise UserError(f"None of {len(rows)} images tried for the pictures can be read ({reason}).")
+        raise UserError(f"None of {tried} images tried for evaluation can be read ({reason}).")
     return torch.stack(images)
 
 

@@ -13,7 +13,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.hf_api import RepoFile
 
 from mae.errors import UserError
-from mae.order import hash_key
+from mae.order import hash_key, permutation
 from mae.retries import with_patience
 
 
@@ -263,6 +263,69 @@ class ArrowSource:
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         return self.split, group
+
+
+class _Part:
+    """
+    Some rows of each group of another source.
+
+    Args:
+        sizes: How many rows of each group are in it.
+        rows: group -> the numbers of these rows, ascending.
+    """
+
+    def __init__(self, source: Source, sizes: list[int], rows: Callable[[int], np.ndarray], fingerprint: str):
+        self.source = source
+        self.group_sizes = sizes
+        self.rows = lru_cache(maxsize=64)(rows)
+        self.fingerprint = fingerprint
+        self.revision = source.revision
+        self.num_readers = source.num_readers
+        self.note = source.note
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        wanted = self.rows(group)[first_row:].tolist()
+        rows = enumerate(self.source.read(group, wanted[0]), wanted[0])
+        for number in wanted:
+            # A source that ends early ends this one too, as it would without a part.
+            image = next((image for row, image in rows if row == number), None)
+            if image is None:
+                return
+            yield image
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        return self.source.origin(group, int(self.rows(group)[row]))
+
+
+def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
+    """
+    A source in two parts, the second of about `share` of the rows: drawn within each group, so that a part is read as
+    quickly as the whole, and an index of millions of groups takes no memory.
+
+    Raises:
+        UserError: where nothing would be left of one of them.
+    """
+    sizes = np.asarray(source.group_sizes)
+    # Rounded at random, or groups of one row would all fall on one side.
+    chance = np.argsort(permutation(len(sizes), seed, "held out")) + 0.5
+    held = np.floor(sizes * share + chance / len(sizes)).astype(np.int64)
+    if not 0 < held.sum() < sizes.sum():
+        raise UserError(
+            f"--train_val_split {share} of {sizes.sum()} images leaves {sizes.sum() - held.sum()} to train on and "
+            f"{held.sum()} held out: give another share."
+        )
+
+    def held_rows(group: int) -> np.ndarray:
+        return np.sort(permutation(int(sizes[group]), seed, "held out", group)[: held[group]])
+
+    def other_rows(group: int) -> np.ndarray:
+        return np.setdiff1d(np.arange(sizes[group]), held_rows(group), assume_unique=True)
+
+    def part(name: str, counts: np.ndarray, rows: Callable[[int], np.ndarray]) -> _Part:
+        fingerprint = hash_key("part", source.fingerprint, share, seed, name).hex()
+        return _Part(source, counts.tolist(), rows, fingerprint)
+
+    return part("train", sizes - held, other_rows), part("held out", held, held_rows)
 
 
 def _sampled_rows(num_rows: int) -> list[int]:

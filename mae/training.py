@@ -6,84 +6,40 @@ each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
 import hashlib
-import os
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from datetime import timedelta
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object, set_seed
+from accelerate.utils import gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
-from mae.checkpointing import NONFINITE, SKIPPED_FILE, RunDirectory
-from mae.data import make_loader, measure_statistics, normalize, samples_digest
+from mae.checkpointing import EVALUATIONS_FILE, NONFINITE, SKIPPED_FILE, RunDirectory
+from mae.data import Batch, make_loader, measure_statistics, normalize, samples_digest
 from mae.errors import DataError, Interrupted, RunError, UserError, first_line
+from mae.evaluation import Evaluator
 from mae.interruption import Interruption, StoppedWaiting
+from mae.launching import default_num_workers, from_main_process
 from mae.loading import Found, load_checkpoint
-from mae.optimization import NonfiniteGuard, learning_rate_at, make_optimizer
+from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer
 from mae.order import SampleOrder
 from mae.sources import Source
 from mae.streaming import SampleStream
+from mae.throughput import peak_flops, training_flops
+from mae.tracking import start_trackers, track
 from modeling_mae import MAEForPreTraining
 
 
 # How many images --image_mean auto looks at.
 STATISTICS_IMAGES = 1000
-# More are not started by themselves: one process hands them their images.
-MAX_WORKERS = 16
-
-
-def make_accelerator(arguments: RunArguments) -> Accelerator:
-    """Accelerate's idea of this process; stops where the launcher meant something else."""
-    # One process may wait for its data, and the others for it.
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + arguments.data_retry_minutes))
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
-    try:
-        accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision="bf16" if arguments.bf16 else None,  # else the launcher's
-            kwargs_handlers=[timeout],
-        )
-    except ValueError as error:  # a precision that the device does not have
-        raise UserError(first_line(error)) from None
-    if accelerator.mixed_precision not in ("no", "bf16"):
-        raise UserError(
-            f"Mixed precision {accelerator.mixed_precision} is not supported: its loss scale would be lost at a "
-            "resume. Use --bf16, or none."
-        )
-    world_size = int(os.environ.get("WORLD_SIZE", 1))
-    if accelerator.num_processes != world_size:
-        raise UserError(
-            f"The launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}. On a CPU: "
-            f"ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {world_size} …"
-        )
-    # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
-    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(count_cores(), 1))
-    return accelerator
-
-
-def count_cores() -> int:
-    """This process's share of the machine's cores, rounded down."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def default_num_workers(device: torch.device) -> int:
-    """
-    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
-    one of them decodes.
-    """
-    return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 
 def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | None]:
@@ -169,6 +125,7 @@ class PreTraining:
         source: Its images.
         recipe: What changes results.
         arguments: What does not.
+        evaluators: What looks at the model meanwhile.
 
     Raises:
         UserError: where recipe, data, model and processes do not fit together.
@@ -181,7 +138,9 @@ class PreTraining:
         recipe: PreTrainingRecipe,
         arguments: RunArguments,
         accelerator: Accelerator,
+        evaluators: Sequence[Evaluator] = (),
     ):
+        self.evaluators = evaluators
         self.model = model
         self.source = source
         self.recipe = recipe
@@ -203,6 +162,13 @@ class PreTraining:
             self.num_workers = default_num_workers(accelerator.device)
         self.accumulation = arguments.gradient_accumulation_steps
         self.batch_size = arguments.per_device_train_batch_size * self.accumulation * accelerator.num_processes
+        if self.batch_size > self.order.epoch_length:
+            raise UserError(
+                f"A batch of {self.batch_size} images (--per_device_train_batch_size "
+                f"{arguments.per_device_train_batch_size} x --gradient_accumulation_steps {self.accumulation} x "
+                f"{accelerator.num_processes} processes) is larger than the data, {self.order.epoch_length} images an "
+                "epoch: lower one of them."
+            )
         self.steps_per_epoch = self.order.epoch_length / self.batch_size
         self.num_steps = recipe.max_steps
         if recipe.max_steps <= 0:
@@ -265,19 +231,31 @@ class PreTraining:
             "model": config,
         }
 
-    def _stop_nonfinite(self, run: RunDirectory, optimizer: torch.optim.Optimizer, guard: NonfiniteGuard) -> NoReturn:
+    @property
+    def resolved_recipe(self) -> dict[str, Any]:
+        """The flags of this run with what was found out: revision of the data, mean and std of its images."""
+        flags = asdict(self.recipe) | asdict(self.arguments)
+        for name in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"):
+            del flags[name]
+        if self.recipe.train_dir is None:
+            flags["dataset_revision"] = self.source.revision
+        if self.recipe.image_mean is not None:
+            flags |= {name: list(getattr(self.model.config, name)) for name in ("image_mean", "image_std")}
+        return {name: value for name, value in flags.items() if value is not None}
+
+    def _stop_nonfinite(self, run: RunDirectory) -> NoReturn:
         """Names the step and its samples, and leaves the weights before it for whoever looks for the cause."""
-        step = guard.fatal_step
+        step = self.guard.fatal_step
         positions = range((step - 1) * self.batch_size, step * self.batch_size)
         samples = [self.source.origin(*self.order.locate(position)) for position in positions]
-        state = {"step": step - 1, "num_nonfinite": guard.num_steps, "samples": samples}
-        path = run.save(self.model, optimizer, state, prefix=NONFINITE)
+        state = self.guard.state_dict() | {"step": step - 1, "samples": samples}
+        path = run.save(self.model, self.optimizer, state, self.average, prefix=NONFINITE)
         shown = ", ".join(f"{file} row {row}" for file, row in samples[:3])
         raise RunError(
-            f"The gradient of step {step} is not finite, more often than --max_nonfinite_steps {guard.max_steps} "
-            f"allows. Its samples: {shown}{', …' if len(samples) > 3 else ''}. Weights and optimizer before it, and "
-            f"all samples, are in {path}. Lower the learning rate, or raise --max_nonfinite_steps; the run goes on "
-            "from its last checkpoint."
+            f"The gradient of step {step} is not finite, more often than --max_nonfinite_steps "
+            f"{self.guard.max_nonfinite_steps} allows. Its samples: {shown}{', …' if len(samples) > 3 else ''}. "
+            f"Weights and optimizer before it, and all samples, are in {path}. Lower the learning rate, or raise "
+            "--max_nonfinite_steps; the run goes on from its last checkpoint."
         )
 
     @staticmethod
@@ -285,176 +263,239 @@ class PreTraining:
         cause = interruption.signal.name if interruption.signal is not None else "a signal to another process"
         return f"Stopped by {cause} after step {step}, which is saved: the same command goes on from there."
 
-    def _check_bad(self, num_bad: int, step: int, run: RunDirectory) -> None:
+    def _count_bad(self, run: RunDirectory) -> None:
+        """Names the images that could not be read since the last time; every process must call."""
+        found = torch.tensor(len(self.skipped), device=self.accelerator.device)
+        num_new = int(self.accelerator.reduce(found, "sum"))
+        if num_new:
+            self.num_bad += num_new
+            run.log_skipped(gather_object(self.skipped))
+            self.skipped = []
+
+    def _check_bad(self, step: int, run: RunDirectory) -> None:
         """Stops where too many images cannot be read; not before there are enough of them to say so."""
         seen = step * self.batch_size
         reason = f"see {run.path / SKIPPED_FILE}"
-        if num_bad == seen:
+        if self.num_bad == seen:
             raise DataError(f"None of the first {seen} images can be read ({reason}): nothing was trained.")
         limit = self.arguments.max_bad_fraction
-        if num_bad > limit * seen and (seen >= min(1000, self.order.epoch_length) or step == self.num_steps):
+        if self.num_bad > limit * seen and (seen >= min(1000, self.order.epoch_length) or step == self.num_steps):
             raise DataError(
-                f"{num_bad} of {seen} images cannot be read ({reason}), more than --max_bad_fraction {limit}: mend or "
-                "remove them, or raise that, and the run goes on from its last checkpoint."
+                f"{self.num_bad} of {seen} images cannot be read ({reason}), more than --max_bad_fraction {limit}: "
+                "mend or remove them, or raise that, and the run goes on from its last checkpoint."
             )
 
     def train(self, run: RunDirectory) -> dict:
         """
-        Trains to the end, from a checkpoint if there is one.
+        Trains to the end, from a checkpoint if there is one, and writes the model.
 
         Returns:
-            Steps, epochs, loss of the last logged step, and speed.
+            Steps, epochs, loss of the last logged step, what the evaluators found last, and speed.
 
         Raises:
-            RunError: where the data breaks off, none of it can be read, or a checkpoint cannot be written.
+            RunError: where the data breaks off, none of it can be read, a gradient is not finite, or something cannot
+                be written.
             Interrupted: where a signal asked for it, after saving.
         """
         bar = tqdm(
             total=self.num_steps, desc="pre-training", unit="step", disable=not self.accelerator.is_main_process
         )
         with Interruption(self.accelerator.num_processes) as interruption, bar:
-            return self._train(run, interruption, bar)
+            try:
+                return self._train(run, interruption, bar)
+            except RuntimeError as error:  # of torch's handler of a signal, and so from anywhere
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
+                    "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
+                ) from error
+            finally:
+                # Ends decoding processes and reading threads, also where a traceback keeps everything else.
+                self.batches = None
+
+    def _start(self, run: RunDirectory) -> int:
+        """Model, optimizer and what follows them on this process's device; the step that they are of."""
+        accelerator, arguments, recipe, model = self.accelerator, self.arguments, self.recipe, self.model
+        if arguments.gradient_checkpointing:
+            # The first name came with transformers 5.2x, which deprecates the second.
+            enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable()
+        if arguments.torch_compile:
+            # Blocks, in place: all alike, so that one is compiled, and parameters keep their names.
+            for module in model.modules():
+                if type(module).__name__ in model._no_split_modules:
+                    module.compile()
+        self.optimizer = make_optimizer(model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
+        self.prepared, _ = accelerator.prepare(model, self.optimizer)
+        self.prepared.train()
+        self.average = None if recipe.ema_decay is None else AveragedWeights(model, recipe.ema_decay)
+        self.guard = GuardedStep(
+            self.optimizer, arguments.max_nonfinite_steps, recipe.max_grad_norm, accelerator.scaler
+        )
+        state = run.load(model, self.optimizer, self.average, arguments.resume_from_checkpoint)
+        self.num_bad = 0  # images that could not be read, over all processes
+        self.skipped: list[tuple[tuple[str, int], str]] = []  # those of this process since the last logged step
+        if state is None:
+            return 0
+        self.num_bad = state["num_bad"]
+        self.guard.load_state_dict(state)
+        accelerator.print(f"Going on after step {state['step']}.")
+        return state["step"]
+
+    def _save(self, step: int, run: RunDirectory) -> None:
+        if self.guard.fatal_step:  # the weights are those before it, and not of this step
+            self._stop_nonfinite(run)
+        state = self.guard.state_dict() | {"step": step, "num_bad": self.num_bad}
+        run.save(self.model, self.optimizer, state, self.average, self.arguments.save_total_limit)
+
+    def _next_batch(self, step: int, run: RunDirectory, interruption: Interruption) -> Batch:
+        try:
+            interruption.waiting = True
+            return next(self.batches)
+        except StoppedWaiting:
+            # The step cannot be finished; what it has not yet changed is saved.
+            self._save(step - 1, run)
+            raise Interrupted(self._farewell(interruption, step - 1)) from None
+        finally:
+            interruption.waiting = False
+
+    def _backward(self, batch: Batch, synchronised: bool) -> torch.Tensor:
+        """Adds a micro-batch's gradient; its share of the step's loss."""
+        accelerator = self.accelerator
+        with nullcontext() if synchronised else accelerator.no_sync(self.prepared):
+            images = batch.pixel_values.to(accelerator.device, non_blocking=True)
+            noise = torch.from_numpy(batch.noise).to(accelerator.device, non_blocking=True)
+            # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided by the
+            # batch size, however the batch is divided.
+            loss = self.prepared(normalize(images, self.model.config), noise=noise).loss
+            loss = loss * (batch.weight / self.accumulation)
+            accelerator.backward(loss)
+        return loss.detach()
+
+    @torch.no_grad()
+    def _evaluate(self, step: int, run: RunDirectory) -> None:
+        """Logs what the evaluators find whose turn it is."""
+        due = [evaluator for evaluator in self.evaluators if step % evaluator.every == 0 or step == self.num_steps]
+        if not due:
+            return
+        epoch, found = step / self.steps_per_epoch, {}
+        self.model.eval()
+        # To compile for other shapes would take longer than all that is computed.
+        stance = torch.compiler.set_stance("force_eager") if self.arguments.torch_compile else nullcontext()
+        with stance, nullcontext() if self.average is None else self.average.applied():
+            for evaluator in due:
+                found |= evaluator(self.model, step, epoch, run)
+        self.model.train()
+        line = {"step": step, "epoch": epoch}
+        for name, value in found.items():
+            line[name] = value.relative_to(run.path).as_posix() if isinstance(value, Path) else value
+        run.log(line, EVALUATIONS_FILE)
+        track(self.accelerator, "eval", {name.removeprefix("eval_"): value for name, value in found.items()}, step)
 
     def _train(self, run: RunDirectory, interruption: Interruption, bar: tqdm) -> dict:
         accelerator, arguments = self.accelerator, self.arguments
-        recipe = self.recipe
-        if arguments.gradient_checkpointing:
-            # The first name came with transformers 5.2x, which deprecates the second.
-            enable = getattr(self.model, "activation_checkpointing_enable", self.model.gradient_checkpointing_enable)
-            enable()
-        plain_optimizer = make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
-        model, optimizer = accelerator.prepare(self.model, plain_optimizer)
-        model.train()
-
-        state = run.load(self.model, optimizer, arguments.resume_from_checkpoint)
-        first_step = state["step"] if state else 0
-        if state:
-            accelerator.print(f"Going on after step {first_step}.")
+        first_step = self._start(run)
         run.cut_metrics(first_step)
+        if accelerator.log_with:
+            start_trackers(accelerator, run.path, run.identity, first_step)
         bar.initial = bar.n = first_step
         bar.refresh()
+        config = self.model.config
+        peak = peak_flops(accelerator.device, accelerator.mixed_precision, arguments.tf32)
 
+        if first_step and from_main_process(all(line["step"] != first_step for line in run.read_evaluations())):
+            self._evaluate(first_step, run)  # a request to stop came before it
         started = logged_at = time.perf_counter()
-        batches = iter(self._make_loader(first_step))  # reads what the first batches need
-        data_wait, last_logged, loss = time.perf_counter() - started, first_step, None
-        num_bad = state["num_bad"] if state else 0  # images that could not be read, over all processes
-        skipped = []  # those of this process since the last logged step
+        self.batches = iter(self._make_loader(first_step))  # reads what the first batches need
+        data_wait, last_logged = time.perf_counter() - started, first_step
         saved_at = time.monotonic()
-        num_nonfinite = state["num_nonfinite"] if state else 0
-        guard = NonfiniteGuard(plain_optimizer, arguments.max_nonfinite_steps, num_nonfinite, accelerator.device)
-
-        def count_bad() -> None:
-            nonlocal num_bad, skipped
-            num_new = int(accelerator.reduce(torch.tensor(len(skipped), device=accelerator.device), "sum"))
-            if num_new:
-                num_bad += num_new
-                run.log_skipped(gather_object(skipped))
-                skipped = []
-
-        def save(step: int) -> None:
-            if guard.fatal_step:  # the weights are those before it, and not of this step
-                self._stop_nonfinite(run, optimizer, guard)
-            state = {"step": step, "num_bad": num_bad, "num_nonfinite": guard.num_steps}
-            run.save(self.model, optimizer, state, arguments.save_total_limit)
 
         for step in range(first_step + 1, self.num_steps + 1):
             learning_rate = learning_rate_at(
                 (step - 1) / self.steps_per_epoch, self.learning_rate, self.warmup_epochs, self.num_epochs
             )
-            for group in optimizer.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
 
             step_loss, digests = 0.0, []
             for micro_step in range(1, self.accumulation + 1):
                 asked = time.perf_counter()
-                try:
-                    interruption.waiting = True
-                    batch = next(batches)
-                except StoppedWaiting:
-                    # The step cannot be finished; what it has not yet changed is saved.
-                    save(step - 1)
-                    raise Interrupted(self._farewell(interruption, step - 1)) from None
-                except RuntimeError as error:
-                    if "DataLoader worker" not in str(error):
-                        raise
-                    raise DataError(
-                        f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
-                        "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
-                    ) from error
-                finally:
-                    interruption.waiting = False
+                batch = self._next_batch(step, run, interruption)
                 data_wait += time.perf_counter() - asked
-                skipped += batch.skipped
-                synchronised = micro_step == self.accumulation
-                with nullcontext() if synchronised else accelerator.no_sync(model):
-                    images = batch.pixel_values.to(accelerator.device, non_blocking=True)
-                    noise = torch.from_numpy(batch.noise).to(accelerator.device, non_blocking=True)
-                    pixel_values = normalize(images, self.model.config)
-                    # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided
-                    # by the batch size, however the batch is divided.
-                    micro_loss = model(pixel_values, noise=noise).loss * (batch.weight / self.accumulation)
-                    accelerator.backward(micro_loss)
-                step_loss += micro_loss.detach()
+                self.skipped += batch.skipped
+                step_loss += self._backward(batch, synchronised=micro_step == self.accumulation)
                 digests.append(batch.digests)
-            parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-            gradient_norm = get_total_norm([parameter.grad for parameter in parameters])
-            if recipe.max_grad_norm is not None:
-                clip_grads_with_norm_(parameters, recipe.max_grad_norm, gradient_norm)
-            guard.check(gradient_norm, step)
-            optimizer.step()
-            optimizer.zero_grad()
+            gradient_norm = self.guard(step)
+            if self.average is not None:
+                self.average.update(step)
             bar.update()
 
-            logged = step % arguments.logging_steps == 0 or step == self.num_steps
+            last = step == self.num_steps
+            logged = step % arguments.logging_steps == 0 or last
             if logged:
                 loss = accelerator.reduce(step_loss, "mean").item()
-                count_bad()
+                self._count_bad(run)
                 digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
                 now = time.perf_counter()
                 images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
-                run.log(
-                    {
-                        "step": step,
-                        "epoch": step / self.steps_per_epoch,
-                        "loss": loss,
-                        "learning_rate": learning_rate,
-                        "grad_norm": gradient_norm.item(),
-                        "images_per_second": round(images_per_second, 1),
-                        "data_wait": round(data_wait, 4),
-                        "samples_digest": samples_digest(digests),
-                    }
-                )
-                bar.set_postfix({"loss": f"{loss:.4f}", "images/s": f"{images_per_second:.0f}"})
+                line = {
+                    "step": step,
+                    "epoch": step / self.steps_per_epoch,
+                    "loss": loss,
+                    "learning_rate": learning_rate,
+                    "grad_norm": gradient_norm.item(),
+                    "images_per_second": round(images_per_second, 1),
+                    "data_wait": round(data_wait, 4),
+                    "samples_digest": samples_digest(digests),
+                }
+                shown = {"loss": f"{loss:.4f}", "images/s": f"{images_per_second:.0f}"}
+                shown["data wait"] = f"{data_wait / (now - logged_at):.0%}"
+                if peak is not None:
+                    utilisation = images_per_second * training_flops(config) / (peak * accelerator.num_processes)
+                    line["mfu"] = round(utilisation, 4)
+                    shown["MFU"] = f"{utilisation:.0%}"
+                run.log(line)
+                track(accelerator, "train", line, step)
+                bar.set_postfix(shown)
                 data_wait, last_logged, logged_at = 0.0, step, now
+                if self.guard.fatal_step:
+                    self._stop_nonfinite(run)
 
             due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
             stop, due = interruption.agree(interruption.signal is not None, due)
-            saving = step % arguments.save_steps == 0 or step == self.num_steps or stop or due
-            if logged and guard.fatal_step:
-                self._stop_nonfinite(run, optimizer, guard)
+            paused = time.perf_counter()
+            if last or not stop:
+                self._evaluate(step, run)
+            saving = step % arguments.save_steps == 0 or last or stop or due
             if saving:
-                count_bad()
-                save(step)
+                self._count_bad(run)
+                self._save(step, run)
                 saved_at = time.monotonic()
                 accelerator.wait_for_everyone()
-            if stop and step < self.num_steps:
+            if stop and not last:
                 raise Interrupted(self._farewell(interruption, step))
             first = step == first_step + 1
             if first and not logged and not saving:
-                count_bad()
+                self._count_bad(run)
             # Every process knows the same number then. After saving, if it is the step's turn; and after the first
             # step, because where nothing can be read there is nothing to wait for.
-            if num_bad and (logged or first):
-                self._check_bad(num_bad, step, run)
+            if self.num_bad and (logged or first):
+                self._check_bad(step, run)
+            logged_at += time.perf_counter() - paused  # what is logged is the speed of training
         runtime = time.perf_counter() - started
-        steps_done = self.num_steps - first_step
-        return {
+        run.save_model(self.model, self.average)
+        metrics, evaluations = run.read_metrics(), run.read_evaluations()
+        evaluated = evaluations[-1] if evaluations else {}
+        results = {
             "steps": self.num_steps,
             "epochs": self.num_epochs,
-            "loss": loss if loss is not None else run.read_metrics()[-1]["loss"],
-            "nonfinite_steps": guard.num_steps,
+            "loss": metrics[-1]["loss"] if metrics else None,  # other machines do not see the directory
+            **{name: value for name, value in evaluated.items() if name.startswith("eval_")},
+            "nonfinite_steps": self.guard.num_nonfinite,
             "data_fingerprint": self.source.fingerprint,
             "dataset_revision": self.source.revision,
             "train_runtime": round(runtime, 1),
-            "images_per_second": round(steps_done * self.batch_size / runtime, 1),
+            "images_per_second": round((self.num_steps - first_step) * self.batch_size / runtime, 1),
         }
+        return from_main_process(results)

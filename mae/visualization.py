@@ -7,20 +7,25 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from mae.data import denormalize, normalize
-from modeling_mae import MAEForPreTraining
+from mae.data import denormalize
+from modeling_mae import MAEForPreTraining, MAEReconstructionOutput
 
 
 matplotlib.rcParams["axes.spines.top"] = False
 matplotlib.rcParams["axes.spines.right"] = False
 
 
-def save_curve(metrics: list[dict], path: Path, title: str = "Pre-training loss") -> None:
+def save_curve(
+    metrics: list[dict], evaluations: list[dict], path: Path, label: str, title: str = "Pre-training loss"
+) -> None:
     """
-    The loss over the steps, single steps faint and their running mean bold, with the learning rate below.
+    The loss over the steps, single steps faint and their running mean bold, that of the images looked at meanwhile,
+    and the learning rate below.
 
     Args:
         metrics: Lines of metrics.jsonl, with `step`, `loss` and `learning_rate`.
+        evaluations: Lines of evaluations.jsonl, with `step` and `eval_loss`.
+        label: What the latter are.
     """
     steps = np.array([line["step"] for line in metrics])
     losses = np.array([line["loss"] for line in metrics], dtype=float)
@@ -32,6 +37,9 @@ def save_curve(metrics: list[dict], path: Path, title: str = "Pre-training loss"
     if window > 1:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
         top.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of {window} logged steps")
+    if evaluations:
+        points = [line["step"] for line in evaluations], [line["eval_loss"] for line in evaluations]
+        top.plot(*points, color="tab:orange", marker="o", markersize=4, label=label)
     top.set(ylabel="loss on masked patches", title=title)
     top.set_ylim(bottom=0)
     top.grid(alpha=0.3)
@@ -43,23 +51,16 @@ def save_curve(metrics: list[dict], path: Path, title: str = "Pre-training loss"
     figure.savefig(path, dpi=120)
 
 
-def save_reconstruction(model: MAEForPreTraining, images: torch.Tensor, path: Path, title: str, seed: int = 0) -> None:
+def save_reconstruction(
+    model: MAEForPreTraining, pixel_values: torch.Tensor, outputs: MAEReconstructionOutput, path: Path, title: str
+) -> None:
     """
-    Masked input, reconstruction and original of each image, side by side. Masks are drawn from `seed`, so that the
-    pictures of two models can be compared.
+    Masked input, reconstruction and original of each image, side by side.
 
     Args:
-        images (`torch.Tensor` of shape `(B, C, H, W)`, uint8)
+        pixel_values: Normalised images `(B, C, H, W)`, of which the model has made `outputs`.
     """
     config = model.config
-    noise = torch.rand(len(images), config.num_patches, generator=torch.Generator().manual_seed(seed))
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    pixel_values = normalize(images.to(device), config)
-    outputs = model.reconstruct(pixel_values, noise=noise.to(device))
-    model.train(was_training)
-
     patches = torch.ones_like(model.patchify(pixel_values)) * outputs.mask[..., None]
     removed = model.unpatchify(patches)
     masked = torch.where(removed.bool(), 0.5, denormalize(outputs.masked, config))  # the same grey for any mean
@@ -70,8 +71,8 @@ def save_reconstruction(model: MAEForPreTraining, images: torch.Tensor, path: Pa
     }
 
     per_row = 2  # triptychs
-    num_rows = -(-len(images) // per_row)
-    height, width = images.shape[2:]
+    num_rows = -(-len(pixel_values) // per_row)
+    height, width = pixel_values.shape[2:]
     cell = 1.5
     figure = Figure(figsize=(cell * (3 * per_row + 0.4), cell * height / width * num_rows + 0.9), layout="constrained")
     groups = figure.subfigures(1, per_row, wspace=0.04, squeeze=False)[0]
@@ -82,7 +83,7 @@ def save_reconstruction(model: MAEForPreTraining, images: torch.Tensor, path: Pa
             for column, (name, pictures) in enumerate(columns.items()):
                 axis = axes[row][column]
                 axis.axis("off")
-                if index < len(images):
+                if index < len(pixel_values):
                     picture = pictures[index].permute(1, 2, 0).cpu().numpy()
                     # The first channel alone stands for images that are not RGB.
                     picture = picture if picture.shape[2] == 3 else picture[..., 0]

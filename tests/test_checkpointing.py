@@ -86,7 +86,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, capsys):
     (run.path / "checkpoint-1" / name).unlink()
     for wanted in (str(run.path / "checkpoint-2"), "auto", str(tmp_path / "nothing")):
         with pytest.raises(UserError, match="No checkpoint can be read.*--overwrite_output_dir to start anew"):
-            run.load(model, optimizer, wanted)
+            run.load(model, optimizer, resume_from_checkpoint=wanted)
     assert all(map(torch.equal, before, model.parameters()))
 
 
@@ -171,7 +171,7 @@ def test_overwrite_that_is_stopped_leaves_nothing_to_resume(tmp_path, monkeypatc
         with pytest.raises(UserError, match="was being overwritten when that was stopped"):
             RunDirectory(tmp_path / "run", {"seed": seed})
     again = RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
-    assert again.results is None and names(again.path) == ["run.json"]
+    assert again.results is None and names(again.path) == ["run.json", "run.lock"]
 
 
 def test_a_start_that_was_killed_does_not_block_the_next(tmp_path):
@@ -189,7 +189,10 @@ def test_overwrite_takes_odd_entries(tmp_path):
     (tmp_path / "run" / "metrics.jsonl.unfinished").write_text("")
     (tmp_path / "run" / "mine.txt").write_text("")
     RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
-    assert names(tmp_path / "run") == ["mine.txt", "run.json"] and (tmp_path / "elsewhere" / "precious").exists()
+    assert (
+        names(tmp_path / "run") == ["mine.txt", "run.json", "run.lock"]
+        and (tmp_path / "elsewhere" / "precious").exists()
+    )
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 
 from configuration_mae import MAEConfig
-from mae.optimization import NonfiniteGuard, learning_rate_at, make_optimizer, parameter_groups
+from mae.optimization import GuardedStep, learning_rate_at, make_optimizer, parameter_groups
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 
 
@@ -56,18 +56,19 @@ def test_steps_that_are_not_finite_change_nothing():
         layer.no_weight_decay = set
         torch.nn.init.ones_(layer.weight)
         optimizer = make_optimizer(layer, 0.05, (0.9, 0.95))
-        guard = NonfiniteGuard(optimizer, max_steps, 0, torch.device("cpu"))
+        guard = GuardedStep(optimizer, max_steps)
         for step in steps:
             optimizer.param_groups[0]["lr"] = 0.1
             layer.weight.grad = gradients[step][None].clone()
             if guarded:
                 layer.weight.grad[0, 2] *= bad.get(step, 1)
-                guard.check(torch.nn.utils.get_total_norm([layer.weight.grad]), step)
-            optimizer.step()
+                guard(step)
+            else:
+                optimizer.step()
         return layer.weight.detach(), guard
 
     weight, guard = run(range(6), guarded=True)
     assert torch.equal(weight, run([0, 2, 4, 5], guarded=False)[0])
-    assert guard.num_steps == 2 and guard.fatal_step == 0
+    assert guard.num_nonfinite == 2 and guard.fatal_step == 0
     weight, guard = run(range(6), guarded=True, max_steps=1)
     assert torch.equal(weight, run([0, 2], guarded=False)[0]) and guard.fatal_step == 3

@@ -441,7 +441,7 @@ def test_unreadable_images(emoji_bytes, tmp_path):
 def test_nothing_readable(emoji_bytes, tmp_path):
     bad = write_parquet(tmp_path / "bad" / "train.parquet", [b"no image"] * 40, 16).parent
     done = start("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
-    assert done.returncode == 2 and "None of 40 images tried for the pictures can be read" in done.stderr
+    assert done.returncode == 2 and "None of 40 images tried for evaluation can be read" in done.stderr
     assert not (tmp_path / "run").exists()
     # Held-out images that can be read tell nothing of the training images.
     write_parquet(bad / "test.parquet", emoji_bytes[:8], 8)

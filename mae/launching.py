@@ -1,0 +1,136 @@
+"""What a launcher started: this process's device, precision and place among the others, by Accelerate."""
+
+import os
+import platform
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedType,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+
+from mae.arguments import RunArguments
+from mae.errors import UserError, first_line
+
+
+# More are not started by themselves: one process hands them their images.
+MAX_WORKERS = 16
+# In the output directory.
+LOGS_FOLDER = "logs"
+_TRACKERS = {
+    "tensorboard": is_tensorboard_available,
+    "trackio": is_trackio_available,
+    "wandb": is_wandb_available,
+}
+# Of what runs are compared by, beside the packages that this one requires.
+_PACKAGES = ("mae", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors")
+_PACKAGES += ("numpy", "pillow", "pyarrow")
+
+
+def make_accelerator(arguments: RunArguments) -> Accelerator:
+    """
+    Accelerate's idea of this process.
+
+    Raises:
+        UserError: where the launcher meant something else, a precision is asked for that the device does not have, or
+            a tracker that is not installed.
+    """
+    for name in arguments.trackers:
+        if name not in _TRACKERS:
+            raise UserError(f"--report_to {name}: wanted are {', '.join(_TRACKERS)} or none.")
+        if not _TRACKERS[name]():
+            raise UserError(f"--report_to {name}: it is not installed. pip install {name}")
+    # One process may wait for its data, and the others for it.
+    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + arguments.data_retry_minutes))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
+    folders = ProjectConfiguration(arguments.output_dir, os.path.join(arguments.output_dir, LOGS_FOLDER))
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None,  # else the launcher's
+            kwargs_handlers=[timeout],
+            log_with=arguments.trackers or None,
+            project_config=folders,
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(first_line(error)) from None
+    if accelerator.mixed_precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"Mixed precision {accelerator.mixed_precision} is not supported: use --bf16, --fp16 or none.")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            f"Accelerate's configuration says gradient_accumulation_steps {accelerator.gradient_accumulation_steps}: "
+            "remove it there, and pass --gradient_accumulation_steps to this script."
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != world_size:
+        raise UserError(
+            f"The launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}. On a CPU: "
+            f"ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {world_size} …"
+        )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
+        raise UserError(f"{accelerator.distributed_type.value} is not supported: use DDP or FSDP2.")
+    # Asked for where Accelerate has no FSDP2 it would quietly do something else.
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not accelerator.is_fsdp2:
+        raise UserError("FSDP needs fsdp_version: 2 in Accelerate's configuration, and GPUs, one for each process.")
+    # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
+    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(count_cores(), 1))
+    return accelerator
+
+
+def count_cores() -> int:
+    """This process's share of the machine's cores, rounded down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def default_num_workers(device: torch.device) -> int:
+    """
+    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
+    one of them decodes.
+    """
+    return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
+
+
+def from_main_process(value: Any) -> Any:
+    """
+    What the main process has of a value: every process must ask. The only one that reads the output directory, because
+    the others may be on machines that do not see it.
+    """
+    values = [value]
+    if torch.distributed.is_initialized():
+        broadcast_object_list(values)
+    return values[0]
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions and machine, as JSON values; nothing that names a user or a host."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout without installing it
+            pass
+    device: dict[str, Any] = {"type": accelerator.device.type}
+    if accelerator.device.type == "cuda":
+        device |= {"name": torch.cuda.get_device_name(accelerator.device), "cuda": torch.version.cuda}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "device": device,
+        "processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+        "cores": count_cores() * int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    }

@@ -1,0 +1,70 @@
+"""
+How much a model computes, and what of it a device could do: model FLOP utilisation.
+
+A FLOP is an addition or a multiplication, so that a product of matrices of m x k and k x n takes 2mkn. Counted are
+matrix products and attention; activations, norms and what gradient checkpointing computes again are not.
+"""
+
+import torch
+
+from configuration_mae import MAEConfig, to_pair
+from modeling_mae import num_visible_patches
+
+
+# Dense peak FLOP/s of matrix products by precision, from NVIDIA's data sheets. The first name found in the device's
+# counts.
+_PEAKS: dict[str, dict[str, float]] = {
+    "H100 PCIe": {"half": 756e12, "tf32": 378e12, "fp32": 51e12},
+    "H100 NVL": {"half": 835e12, "tf32": 417e12, "fp32": 60e12},
+    "H100": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "H200": {"half": 989e12, "tf32": 494e12, "fp32": 67e12},
+    "B200": {"half": 2250e12, "tf32": 1125e12, "fp32": 75e12},
+    "A100": {"half": 312e12, "tf32": 156e12, "fp32": 19.5e12},
+    "A10G": {"half": 70e12, "tf32": 35e12, "fp32": 31.5e12},
+    "L40S": {"half": 362e12, "tf32": 183e12, "fp32": 91.6e12},
+    "L4": {"half": 121e12, "tf32": 60e12, "fp32": 30.3e12},
+    "T4": {"half": 65e12, "fp32": 8.1e12},
+}
+
+
+def peak_flops(device: torch.device, mixed_precision: str, tf32: bool) -> float | None:
+    """FLOP/s of the device's data sheet at a precision of Accelerate's ("no", "fp16", "bf16"); None if not known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return _peak_of(name, mixed_precision, tf32)
+
+
+def _peak_of(name: str, mixed_precision: str, tf32: bool) -> float | None:
+    precision = "half" if mixed_precision in ("fp16", "bf16") else "tf32" if tf32 else "fp32"
+    words = name.replace("-", " ").split()
+    for known, peaks in _PEAKS.items():
+        if all(word in words for word in known.split()):
+            return peaks.get(precision)
+    return None
+
+
+def _block_flops(num_blocks: int, tokens: int, width: int, hidden: int) -> int:
+    """Forward FLOPs of transformer blocks: qkv, scores, values, projection and MLP."""
+    return num_blocks * 2 * tokens * (4 * width * width + 2 * width * hidden + 2 * tokens * width)
+
+
+def forward_flops(config: MAEConfig) -> int:
+    """FLOPs of one image through [`MAEForPreTraining`], the encoder on the visible patches only."""
+    patch_height, patch_width = to_pair(config.patch_size)
+    patch_values = patch_height * patch_width * config.num_channels
+    num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
+    width, decoder_width = config.hidden_size, config.decoder_hidden_size
+    encoder = _block_flops(config.num_hidden_layers, 1 + num_visible, width, config.intermediate_size)
+    decoder = _block_flops(
+        config.decoder_num_hidden_layers, 1 + config.num_patches, decoder_width, config.decoder_intermediate_size
+    )
+    embedding = 2 * config.num_patches * patch_values * width
+    between = 2 * (1 + num_visible) * width * decoder_width
+    prediction = 2 * (1 + config.num_patches) * decoder_width * patch_values
+    return embedding + encoder + between + decoder + prediction
+
+
+def training_flops(config: MAEConfig) -> int:
+    """FLOPs of one image's forward and backward pass; the backward pass computes two products for each forward one."""
+    return 3 * forward_flops(config)
