@@ -37,6 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -141,6 +142,16 @@ def differences(theirs: dict, ours: dict) -> list[str]:
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     ]
+
+
+def _write_model(model: PreTrainedModel, path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A directory that from_pretrained takes."""
+    if isinstance(model, FSDPModule):
+        # Sharding gives a model another class, whose name and code would be saved in the place of its own.
+        model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+        with torch.device("meta"):
+            model = model_class(model.config)
+    model.save_pretrained(path, state_dict=weights)
 
 
 class RunDirectory:
@@ -357,9 +368,9 @@ class RunDirectory:
         unfinished = path.with_name(path.name + UNFINISHED)
         shutil.rmtree(unfinished, ignore_errors=True)
         try:
-            model.save_pretrained(unfinished, state_dict=weights)
+            _write_model(model, unfinished, weights)
             if averaged is not None:
-                model.save_pretrained(unfinished / AVERAGE_FOLDER, state_dict=averaged)
+                _write_model(model, unfinished / AVERAGE_FOLDER, averaged)
             torch.save(optimizer_state, unfinished / OPTIMIZER_FILE)
             write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
             flush(*unfinished.rglob("*"), unfinished)
@@ -392,7 +403,7 @@ class RunDirectory:
             weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if self.is_main_process:
             try:
-                model.save_pretrained(self.path, state_dict=weights)
+                _write_model(model, self.path, weights)
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise RunError(
                     f"The model cannot be written to {self.path}: {first_line(error)}. Checkpoints are complete; the "

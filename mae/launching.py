@@ -2,6 +2,7 @@
 
 import os
 import platform
+import warnings
 from datetime import timedelta
 from importlib import metadata
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedType,
+    FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
     broadcast_object_list,
@@ -17,6 +19,7 @@ from accelerate.utils import (
     is_trackio_available,
     is_wandb_available,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from mae.arguments import RunArguments
 from mae.errors import UserError, first_line
@@ -53,6 +56,16 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
     timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + arguments.data_retry_minutes))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
     folders = ProjectConfiguration(arguments.output_dir, os.path.join(arguments.output_dir, LOGS_FOLDER))
+    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_fsdp and os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("FSDP needs fsdp_version: 2 in Accelerate's configuration.")
+    sharding = None
+    if wants_fsdp:
+        # Weights stay float32 and autocast chooses, as with DDP. Accelerate's own policy would cast all to bfloat16,
+        # the residual stream, the noise that orders the patches and the loss too.
+        sharding = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+        # Nothing of the model is changed in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     try:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
@@ -60,6 +73,7 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
             kwargs_handlers=[timeout],
             log_with=arguments.trackers or None,
             project_config=folders,
+            fsdp_plugin=sharding,
         )
     except ValueError as error:  # a precision that the device does not have
         raise UserError(first_line(error)) from None
@@ -78,9 +92,8 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
         )
     if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
         raise UserError(f"{accelerator.distributed_type.value} is not supported: use DDP or FSDP2.")
-    # Asked for where Accelerate has no FSDP2 it would quietly do something else.
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not accelerator.is_fsdp2:
-        raise UserError("FSDP needs fsdp_version: 2 in Accelerate's configuration, and GPUs, one for each process.")
+    if wants_fsdp and not accelerator.is_fsdp2:  # Accelerate takes DDP without a word
+        raise UserError("FSDP needs several processes, each with a GPU of its own.")
     # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":

@@ -368,7 +368,8 @@ class PreTraining:
             noise = torch.from_numpy(batch.noise).to(accelerator.device, non_blocking=True)
             # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided by the
             # batch size, however the batch is divided.
-            loss = self.prepared(normalize(images, self.model.config), noise=noise).loss
+            with accelerator.autocast():  # which DDP enters by itself, and FSDP2 does not
+                loss = self.prepared(normalize(images, self.model.config), noise=noise).loss
             loss = loss * (batch.weight / self.accumulation)
             accelerator.backward(loss)
         return loss.detach()
@@ -383,7 +384,8 @@ class PreTraining:
         self.model.eval()
         # To compile for other shapes would take longer than all that is computed.
         stance = torch.compiler.set_stance("force_eager") if self.arguments.torch_compile else nullcontext()
-        with stance, nullcontext() if self.average is None else self.average.applied():
+        average = nullcontext() if self.average is None else self.average.applied()
+        with stance, average, self.accelerator.autocast():
             for evaluator in due:
                 found |= evaluator(self.model, step, epoch, run)
         self.model.train()
