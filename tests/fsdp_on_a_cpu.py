@@ -1,0 +1,54 @@
+"""
+examples/run_mae.py under Accelerate's FSDP2 on a CPU, where Accelerate by itself takes DDP: started by torchrun with the
+environment that `accelerate launch` makes of examples/accelerate/fsdp2_8_gpus.yaml. Only the choice is changed; what
+shards, gathers and trains is Accelerate's and torch's own, over gloo.
+"""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import accelerate.state
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from torch.distributed.tensor import DTensor
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def take_fsdp2() -> None:
+    config = load_config_from_file(str(ROOT / "examples" / "accelerate" / "fsdp2_8_gpus.yaml"))
+    os.environ |= {name.upper(): str(value).lower() for name, value in config.fsdp_config.items()}
+    os.environ["FSDP_AUTO_WRAP_POLICY"] = config.fsdp_config["fsdp_auto_wrap_policy"]
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+    start = accelerate.state.AcceleratorState.__init__
+
+    def start_with_fsdp2(self, *args, fsdp_plugin=None, **kwargs):
+        start(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        self.fsdp_plugin = fsdp_plugin or self.__dict__.get("fsdp_plugin")
+        if self.fsdp_plugin is not None:
+            self.distributed_type = DistributedType.FSDP
+
+    accelerate.state.AcceleratorState.__init__ = start_with_fsdp2
+
+
+if __name__ == "__main__":
+    take_fsdp2()
+    sys.argv = sys.argv[1:]
+    names = runpy.run_path(sys.argv[0], run_name="run_mae")
+    from mae.training import PreTraining
+
+    begin = PreTraining._start
+
+    def start_and_look(self, run):
+        step = begin(self, run)
+        assert self.accelerator.is_fsdp2
+        parameters = [parameter for parameter in self.model.parameters() if parameter.numel() > 1]
+        assert all(isinstance(parameter, DTensor) for parameter in parameters)
+        print(f"process {self.accelerator.process_index}: {len(parameters)} sharded parameters")
+        return step
+
+    PreTraining._start = start_and_look
+    names["main"]()
