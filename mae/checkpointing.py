@@ -68,6 +68,8 @@ AVERAGE_FOLDER = "ema"  # in a checkpoint
 PICTURES_FOLDER = "reconstructions"
 CURVE_FILE = "loss_curve.png"
 RECONSTRUCTION_FILE = "reconstruction.png"
+# Not sharded, on the main process; there they may be the model's own tensors.
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # What a run writes beside its checkpoints.
 _FILES = (
     RUN_FILE,
@@ -142,16 +144,6 @@ def differences(theirs: dict, ours: dict) -> list[str]:
         for name in sorted(theirs.keys() | ours.keys())
         if theirs.get(name) != ours.get(name)
     ]
-
-
-def _write_model(model: PreTrainedModel, path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """A directory that from_pretrained takes."""
-    if isinstance(model, FSDPModule):
-        # Sharding gives a model another class, whose name and code would be saved in the place of its own.
-        model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
-        with torch.device("meta"):
-            model = model_class(model.config)
-    model.save_pretrained(path, state_dict=weights)
 
 
 class RunDirectory:
@@ -356,21 +348,17 @@ class RunDirectory:
             RunError: where it cannot be written. Older ones are left as they are.
         """
         path = self.path / f"{prefix}-{state['step']}"
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(model, options=options)
-        optimizer_state = get_optimizer_state_dict(model, optimizer, options=options)
-        averaged = None
-        if average is not None:
-            with average.applied():
-                averaged = get_model_state_dict(model, options=options)
-        if not self.is_main_process:
-            return path
         unfinished = path.with_name(path.name + UNFINISHED)
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if self.is_main_process:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        optimizer_state = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
         try:
-            _write_model(model, unfinished, weights)
-            if averaged is not None:
-                _write_model(model, unfinished / AVERAGE_FOLDER, averaged)
+            self._write_model(model, unfinished)
+            if average is not None:
+                with average.applied():
+                    self._write_model(model, unfinished / AVERAGE_FOLDER)
+            if not self.is_main_process:
+                return path
             torch.save(optimizer_state, unfinished / OPTIMIZER_FILE)
             write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
             flush(*unfinished.rglob("*"), unfinished)
@@ -392,6 +380,18 @@ class RunDirectory:
                 self._remove(old)
         return path
 
+    def _write_model(self, model: PreTrainedModel, path: Path) -> None:
+        """A directory that from_pretrained takes, from whatever parts of the weights the processes hold."""
+        weights = get_model_state_dict(model, options=_WHOLE)
+        if not self.is_main_process:
+            return
+        if isinstance(model, FSDPModule):
+            # Sharding gives a model another class, whose name and code would be saved in the place of its own.
+            model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
+            with torch.device("meta"):
+                model = model_class(model.config)
+        model.save_pretrained(path, state_dict=weights)
+
     def save_model(self, model: PreTrainedModel, average: AveragedWeights | None = None) -> None:
         """
         Writes the final model, of averaged weights where there are any. Every process must call.
@@ -400,10 +400,8 @@ class RunDirectory:
             RunError: where it cannot be written.
         """
         with nullcontext() if average is None else average.applied():
-            weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if self.is_main_process:
             try:
-                _write_model(model, self.path, weights)
+                self._write_model(model, self.path)
             except (OSError, RuntimeError, SafetensorError) as error:
                 raise RunError(
                     f"The model cannot be written to {self.path}: {first_line(error)}. Checkpoints are complete; the "

@@ -125,3 +125,11 @@ def parquet_on_the_hub(parquet_folder) -> tuple[str, str]:
 def files_on_the_hub(image_folder) -> tuple[str, str]:
     """The image folder as a data set, and the commit that it was uploaded in."""
     return "me/files", upload("files", image_folder)
+
+
+@pytest.fixture(scope="session")
+def data(parquet_folder) -> list:
+    """The flags of a run of a small model, 24 steps of 8 images."""
+    from runs import TINY  # imports torch, after the variables above
+
+    return ["--dataset_name", parquet_folder, *TINY]

@@ -1,7 +1,7 @@
 """
-examples/run_mae.py under Accelerate's FSDP2 on a CPU, where Accelerate by itself takes DDP: started by torchrun with the
-environment that `accelerate launch` makes of examples/accelerate/fsdp2_8_gpus.yaml. Only the choice is changed; what
-shards, gathers and trains is Accelerate's and torch's own, over gloo.
+examples/run_mae.py under Accelerate's FSDP2 on a CPU, where Accelerate by itself takes DDP: started by torchrun, with
+the environment that `accelerate launch` makes of examples/accelerate/fsdp2_8_gpus.yaml. Only the choice is changed;
+what shards, gathers and trains is Accelerate's and torch's own, over gloo.
 """
 
 import os

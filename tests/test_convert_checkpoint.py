@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, run_here
 from huggingface_hub import HfApi, ModelCard
+from runs import run as run_mae
 from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, close, inputs, make_model, make_vit_mae, official
-from test_run_mae import run as run_mae
 from test_weights import malicious
 from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForPreTraining
 

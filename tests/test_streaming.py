@@ -21,8 +21,8 @@ from conftest import ROOT, upload, write_parquet
 from hub import Hub
 from huggingface_hub import HfApi
 from PIL import Image
+from runs import TINY, metrics, run, start
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
-from test_run_mae import TINY, metrics, run, start
 
 from mae import retries
 from mae.data import make_loader, samples_digest

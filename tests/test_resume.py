@@ -1,0 +1,162 @@
+"""Runs that are stopped, by kills, signals, bad gradients or faults, and what goes on from them."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from runs import ENVIRONMENT, assert_same_run, begin, command, exact, kill, metrics, metrics_of, run, start, train
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data):
+    """Runs of 1 and 2 processes that nothing stopped, with their arguments."""
+    runs = {}
+    for processes in (1, 2):
+        arguments = [*data, "--max_steps", 150, "--save_steps", 20, "--per_device_train_batch_size", 8 // processes]
+        arguments += ["--eval_steps", 75, "--ema_decay", 0.9]
+        output_dir = tmp_path_factory.mktemp("runs") / f"whole{processes}"
+        train(output_dir, *arguments, processes=processes)
+        runs[processes] = output_dir, arguments
+    return runs
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_run_goes_on_exactly(whole, tmp_path, processes):
+    expected, arguments = whole[processes]
+    output_dir = tmp_path / "killed"
+    kill(begin(output_dir, *arguments, processes=processes, step=50))
+    assert not (output_dir / "train_results.json").exists()
+    log = output_dir / "metrics.jsonl"
+    before = metrics_of(log.read_text().splitlines())
+    with open(log, "a") as file:
+        file.write('{"step": 51, "lo')  # torn by the kill
+    # While a checkpoint is written: a moment between its first byte and its new name.
+    process = begin(output_dir, *arguments, processes=processes, step=70)
+    deadline = time.monotonic() + 60
+    while not (caught := list(output_dir.glob("checkpoint-*.unfinished"))) and time.monotonic() < deadline:
+        pass
+    kill(process)
+    assert caught
+    kill(begin(output_dir, *arguments, processes=processes, step=110))
+    arguments = ["--output_dir", output_dir, *arguments]
+    done = start(*arguments) if processes == 1 else run(*arguments, processes=processes)
+    assert done.returncode == 0, done.stderr
+    # It went on, and did not start anew: what was logged up to the checkpoint, timings too, is still there.
+    assert int(re.search(r"Going on after step (\d+)", done.stdout)[1]) >= 100
+    assert metrics(output_dir)[:40] == before[:40]
+    assert_same_run(output_dir, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_thirty_times(data, tmp_path, processes):
+    """At random moments of steps, saving, looking at images and starting."""
+    arguments = [*data, "--max_steps", 600, "--save_steps", 7, "--per_device_train_batch_size", 8 // processes]
+    arguments += ["--eval_steps", 50, "--ema_decay", 0.9]
+    train(tmp_path / "whole", *arguments, processes=processes)
+    output_dir, random, step = tmp_path / "killed", np.random.default_rng(processes), 0
+    for number in range(30):
+        if number % 5 == 4:  # before or soon after it has begun
+            process = subprocess.Popen(
+                command("--output_dir", output_dir, *arguments, processes=processes),
+                env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            time.sleep(random.uniform(2, 12))
+        else:
+            step = min(step + int(random.integers(1, 40)), 595)
+            process = begin(output_dir, *arguments, processes=processes, step=step)
+            time.sleep(random.uniform(0, 0.1))
+        kill(process)
+    done = run("--output_dir", output_dir, *arguments, processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert_same_run(output_dir, tmp_path / "whole")
+
+
+def test_asked_to_stop(whole, tmp_path):
+    """SIGTERM: the step is finished and saved, an exit code of its own; a checkpoint named by its path goes on."""
+    expected, arguments = whole[1]
+    process = begin(tmp_path / "run", *arguments, "--dataloader_num_workers", 1)
+    # To the worker too, as a scheduler does.
+    for child in psutil.Process(process.pid).children():
+        child.terminate()
+    process.terminate()
+    _, stderr = process.communicate(timeout=25)
+    assert process.returncode == 75 and "Traceback" not in stderr
+    step = int(re.search(r"Stopped by SIGTERM after step (\d+), which is saved", stderr)[1])
+    checkpoint = tmp_path / "run" / f"checkpoint-{step}"
+    assert checkpoint.exists() and step >= 30
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint, copy)
+    lines = train(tmp_path / "other", *arguments, "--resume_from_checkpoint", copy)
+    assert lines[0]["step"] == step + 1 and exact(lines) == exact(metrics(expected))[step:]
+    refused = start("--output_dir", tmp_path / "seed", *arguments, "--resume_from_checkpoint", copy, "--seed", 7)
+    assert refused.returncode == 2 and "copy is of another run: recipe.seed was 42, now 7." in refused.stderr
+    refused = start("--output_dir", tmp_path / "run", *arguments, "--resume_from_checkpoint", "none")
+    assert refused.returncode == 2 and f"holds checkpoint-{step} of this run" in refused.stderr
+    train(tmp_path / "run", *arguments)
+    assert_same_run(tmp_path / "run", expected)
+
+
+def test_one_of_two_processes_is_asked_to_stop(whole, tmp_path):
+    _, arguments = whole[2]
+    process = begin(tmp_path / "run", *arguments, processes=2)
+    ranks = psutil.Process(process.pid).children()
+    assert len(ranks) == 2
+    ranks[1].terminate()
+    _, stderr = process.communicate(timeout=40)
+    assert process.returncode != 0 and stderr.count("which is saved") == 1
+    step = int(re.search(r"Stopped by (SIGTERM|a signal to another process) after step (\d+), which is", stderr)[2])
+    assert metrics(tmp_path / "run")[-1]["step"] == step and (tmp_path / "run" / f"checkpoint-{step}").exists()
+
+
+def test_the_second_ctrl_c_leaves_at_once(data, tmp_path):
+    """The first one waits for data that does not come before the tenth second."""
+    process = begin(tmp_path / "run", *data, "--max_steps", 10**6, step=1)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=25)
+    assert process.returncode in (-signal.SIGINT, 75)  # 75 where both came as one
+
+
+def test_a_gradient_that_is_not_finite(data, tmp_path):
+    """By a learning rate that is far too high from the second step on."""
+    arguments = ["--output_dir", tmp_path / "run", *data, "--learning_rate", 1e30, "--logging_steps", 5]
+    done = start(*arguments, "--save_steps", 1)
+    message = r"error: The gradient of step (\d+) is not finite, more often than --max_nonfinite_steps 0 allows."
+    step = int(re.search(message, done.stderr)[1])
+    assert done.returncode == 1 and 2 < step < 5 and "Traceback" not in done.stderr
+    debugging = tmp_path / "run" / f"nonfinite-{step - 1}"
+    state = json.loads((debugging / "trainer_state.json").read_text())
+    assert state["step"] == step - 1 and len(state["samples"]) == 8 and state["samples"][0][0].startswith("train-0000")
+    # The weights are those of the last checkpoint, which a start again goes on from, to the same end.
+    weights = [
+        load_file(path / "model.safetensors") for path in (debugging, debugging.with_name(f"checkpoint-{step - 1}"))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    again = start(*arguments)
+    assert again.returncode == 1 and f"Going on after step {step - 1}." in again.stdout
+    assert f"The gradient of step {step} is not finite" in again.stderr
+    # Left out, as many as there are, training ends; what is clipped stays finite.
+    done = start(*arguments, "--max_nonfinite_steps", 100)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "train_results.json").read_text())["nonfinite_steps"] == 25 - step
+
+
+def test_a_decoding_process_that_dies(data, tmp_path):
+    arguments = ["--output_dir", tmp_path / "run", *data, "--max_steps", 10**6, "--dataloader_num_workers", 2]
+    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (tmp_path / "run" / "checkpoint-10").exists():
+        time.sleep(0.01)
+    psutil.Process(process.pid).children()[0].kill()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1 and "error: A decoding process has ended (DataLoader worker" in stderr
+    assert "Traceback" not in stderr
