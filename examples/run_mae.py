@@ -27,7 +27,7 @@ from mae.data import load_images
 from mae.errors import Interrupted, RunError, UserError
 from mae.evaluation import Reconstruction, picture_path
 from mae.interruption import EXIT_CODE
-from mae.launching import describe_environment, make_accelerator
+from mae.launching import describe_environment, make_accelerator, say
 from mae.sources import hold_out, open_dataset, open_folder
 from mae.training import PreTraining, build_model, choose_statistics
 from mae.visualization import save_curve
@@ -63,7 +63,7 @@ def main() -> None:
         if held_out is None:
             source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
         else:
-            accelerator.print("Note: --train_val_split has no effect: the data has held-out images of its own.")
+            say("Note: --train_val_split has no effect: the data has held-out images of its own.")
     measured = choose_statistics(model, source, recipe, arguments)
     images, kind = None, "Held-out images" if held_out else "Training images"
     if accelerator.is_main_process:
@@ -85,20 +85,19 @@ def main() -> None:
     accelerator.wait_for_everyone()
     results = run.results
     if results is not None:
-        if accelerator.is_main_process:
-            print(f"This run is already finished.\n{summary(run, results)}")
+        say(f"This run is already finished.\n{summary(run, results)}")
         return
     run.describe(training.resolved_recipe, describe_environment(accelerator))
 
-    accelerator.print(f"Data: {data_name(recipe, source.revision)}")
+    say(f"Data: {data_name(recipe, source.revision)}")
     if source.note is not None:
-        accelerator.print(source.note)
+        say(source.note)
     if found is not None:
-        accelerator.print(found)
+        say(found)
     if measured is not None:
-        accelerator.print(measured)
+        say(measured)
     threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
-    accelerator.print(
+    say(
         f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "
         f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
         f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding"

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
@@ -99,6 +99,12 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
     if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
         torch.set_num_threads(max(count_cores(), 1))
     return accelerator
+
+
+def say(message: object) -> None:
+    """To standard output, by the first of all processes; Accelerate's own print has one for each machine."""
+    if PartialState().is_main_process:
+        print(message, flush=True)
 
 
 def count_cores() -> int:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from huggingface_hub.errors import StrictDataclassError
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -27,7 +28,7 @@ from mae.data import Batch, make_loader, measure_statistics, normalize, samples_
 from mae.errors import DataError, Interrupted, RunError, UserError, first_line
 from mae.evaluation import Evaluator
 from mae.interruption import Interruption, StoppedWaiting
-from mae.launching import default_num_workers, from_main_process
+from mae.launching import default_num_workers, from_main_process, say
 from mae.loading import Found, load_checkpoint
 from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer
 from mae.order import SampleOrder
@@ -184,12 +185,12 @@ class PreTraining:
         if recipe.warmup_ratio is not None:
             self.warmup_epochs = recipe.warmup_ratio * self.num_epochs
         if self.warmup_epochs and self.warmup_epochs >= self.num_epochs:
-            accelerator.print(
+            say(
                 f"Note: the warm-up of {self.warmup_epochs:g} epochs is no shorter than the run of "
                 f"{self.num_epochs:.3g} epochs: the learning rate only rises, and does not reach its peak."
             )
         if self.order.is_coarse:
-            accelerator.print(
+            say(
                 f"Note: the data has few row groups ({len(source.group_sizes)}), which are what is permuted in each "
                 f"epoch; within them rows are only shuffled over --shuffle_buffer_size {recipe.shuffle_buffer_size}. "
                 "A larger one mixes better, and takes more memory; or write the data in smaller row groups."
@@ -340,7 +341,7 @@ class PreTraining:
             return 0
         self.num_bad = state["num_bad"]
         self.guard.load_state_dict(state)
-        accelerator.print(f"Going on after step {state['step']}.")
+        say(f"Going on after step {state['step']}.")
         return state["step"]
 
     def _save(self, step: int, run: RunDirectory) -> None:
@@ -388,6 +389,10 @@ class PreTraining:
         with stance, average, self.accelerator.autocast():
             for evaluator in due:
                 found |= evaluator(self.model, step, epoch, run)
+            for module in self.model.modules():
+                if isinstance(module, FSDPModule):
+                    # A forward pass alone leaves some weights gathered, and training would go on with them.
+                    module.reshard()
         self.model.train()
         line = {"step": step, "epoch": epoch}
         for name, value in found.items():

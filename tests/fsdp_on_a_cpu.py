@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 
 import accelerate.state
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+from mae.optimization import GuardedStep
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +38,23 @@ def take_fsdp2() -> None:
     accelerate.state.AcceleratorState.__init__ = start_with_fsdp2
 
 
+def check_scaler() -> None:
+    """An overflow in one process's part is one for all: nobody changes weights, everybody halves the scale."""
+    layer = fully_shard(torch.nn.Linear(4, 4, bias=False))
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    guard = GuardedStep(optimizer, scaler=scaler)
+    before = layer.weight.full_tensor()
+    for step, value in ((1, 1.0), (2, float("inf"))):
+        scaler.scale(layer(torch.ones(2, 4)).sum()).backward()
+        if torch.distributed.get_rank() == 1:
+            layer.weight.grad.to_local()[0, 0] *= value
+        guard(step)
+        assert torch.equal(layer.weight.full_tensor(), before) == (step == 2)
+        before = layer.weight.full_tensor()
+    assert scaler.get_scale() == 4.0 and guard.num_nonfinite == 0
+
+
 if __name__ == "__main__":
     take_fsdp2()
     sys.argv = sys.argv[1:]
@@ -47,7 +68,9 @@ if __name__ == "__main__":
         assert self.accelerator.is_fsdp2
         parameters = [parameter for parameter in self.model.parameters() if parameter.numel() > 1]
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
-        print(f"process {self.accelerator.process_index}: {len(parameters)} sharded parameters")
+        check_scaler()
+        rank = self.accelerator.process_index
+        print(f"process {rank}: {len(parameters)} sharded parameters; one scale for all")
         return step
 
     PreTraining._start = start_and_look

@@ -1,0 +1,159 @@
+"""Several processes: Accelerate's configurations, FSDP2, machines that meet by the network; what a model computes."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from conftest import ROOT
+from runs import ENVIRONMENT, SCRIPT, metrics, train
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from configuration_mae import MAEConfig
+from mae import throughput
+from modeling_mae import MAEForPreTraining
+
+
+CONFIGURATIONS = sorted((ROOT / "examples" / "accelerate").iterdir())
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
+def test_configurations_for_accelerate(path):
+    """Accelerate takes each for what its name says, and the command in it fits what it and its recipe hold."""
+    config = load_config_from_file(str(path))
+    command = re.search(r"^# +accelerate launch (.*?[^\\])$", path.read_text(), re.MULTILINE | re.DOTALL)[1]
+    words = command.replace("#", "").replace("\\\n", "").split()
+    assert words[:2] == ["--config_file", f"examples/accelerate/{path.name}"]
+    flags, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert flags.training_script == "examples/run_mae.py" and flags.num_processes == config.num_processes
+    kinds = {"ddp": flags.multi_gpu, "fsdp2": flags.use_fsdp, "cpu": config.use_cpu, "one": config.num_processes == 1}
+    assert kinds[path.stem.split("_")[0]]
+    assert config.mixed_precision == ("no" if path.stem == "cpu" else "bf16")
+    counts = [int(number) for number in re.findall(r"_(\d+)_", path.stem + "_")]
+    assert counts in ([], [8], [2]) and (config.num_machines == 2) == (counts == [2])
+    if flags.use_fsdp:
+        assert str(flags.fsdp_version) == "2" and flags.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
+        assert MAEForPreTraining._no_split_modules == ["MAEBlock"]
+    for number, word in enumerate(flags.training_script_args):
+        if word == "--recipe":
+            assert (ROOT / flags.training_script_args[number + 1]).exists()
+
+
+def test_fsdp2(data, tmp_path):
+    """Weights, gradients, moments and average in pieces: the same numbers, and checkpoints for one process too."""
+    arguments = [*data, "--ema_decay", 0.9, "--max_grad_norm", 0.5, "--eval_steps", 12, "--learning_rate", 0.01]
+    whole = train(tmp_path / "whole", *arguments)
+    sharded = tmp_path / "sharded"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = [str(ROOT / "tests" / "fsdp_on_a_cpu.py"), str(SCRIPT), "--output_dir", str(sharded)]
+    division = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
+    done = subprocess.run(
+        [*launcher, *script, *map(str, arguments), *division],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert all(f"process {rank}: 50 sharded parameters; one scale for all" in done.stdout for rank in (0, 1))
+    lines = metrics(sharded)
+    assert [line["samples_digest"] for line in lines] == [line["samples_digest"] for line in whole]
+    for name in ("loss", "grad_norm"):
+        assert [line[name] for line in lines] == pytest.approx([line[name] for line in whole], rel=1e-5)
+    results = [json.loads((path / "train_results.json").read_text()) for path in (sharded, tmp_path / "whole")]
+    assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-5)
+
+    # What it leaves is no different, its code too.
+    checkpoints = [tmp_path / name / "checkpoint-20" for name in ("sharded", "whole")]
+    names = [sorted(path.name for path in checkpoint.iterdir()) for checkpoint in checkpoints]
+    assert names[0] == names[1] and "modeling_mae.py" in names[0]
+    assert type(AutoModel.from_pretrained(sharded)).__name__ == "MAEModel"
+    for name in ("model.safetensors", "ema/model.safetensors"):
+        ours, theirs = (load_file(checkpoint / name) for checkpoint in checkpoints)
+        assert ours.keys() == theirs.keys()
+        # A key's bias has no gradient but rounding, of which Adam makes steps.
+        different = {key for key in ours if not torch.allclose(ours[key], theirs[key], rtol=1e-3, atol=1e-4)}
+        assert all(key.endswith("qkv.bias") for key in different)
+
+    shutil.copytree(sharded / "checkpoint-20", tmp_path / "copy")
+    rest = train(tmp_path / "rest", *arguments, "--resume_from_checkpoint", tmp_path / "copy")
+    assert [line["step"] for line in rest] == [21, 22, 23, 24]
+    assert [line["loss"] for line in rest] == pytest.approx([line["loss"] for line in lines[20:]], rel=1e-5)
+
+
+def test_two_machines(data, tmp_path):
+    """Two launchers that meet by the network go on with one's run, whose directory the second does not see."""
+    arguments = [*data, "--save_total_limit", 3]
+    expected = train(tmp_path / "one", *arguments)
+    directories = [tmp_path / "first" / "run", tmp_path / "second" / "run"]
+    shutil.copytree(tmp_path / "one", directories[0])
+    (directories[0] / "train_results.json").unlink()
+    for step in (20, 24):
+        shutil.rmtree(directories[0] / f"checkpoint-{step}")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = []
+    for rank, directory in enumerate(directories):
+        launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        launcher += ["--node_rank", str(rank), "--master_addr", "127.0.0.1", "--master_port", port]
+        command = [sys.executable, *launcher, str(SCRIPT), "--output_dir", str(directory), *map(str, arguments)]
+        command += ["--per_device_train_batch_size", "4"]
+        machines.append(
+            subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
+    outputs = [machine.communicate(timeout=240) for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert "Going on after step 10." in outputs[0][0] and outputs[1][0] == ""  # the first process of all speaks
+    assert not directories[1].parent.exists()
+    lines = metrics(directories[0])
+    assert [line["samples_digest"] for line in lines] == [line["samples_digest"] for line in expected]
+    assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"image_size": (64, 96), "patch_size": (8, 16), "mask_ratio": 0.6, "num_channels": 1}
+        | {"image_mean": 0.5, "image_std": 0.5},
+    ],
+)
+def test_flops_against_torchs_counter(fields):
+    # The counter sees no attention but this one.
+    config = MAEConfig.from_size("tiny", attn_implementation="eager", **fields)
+    model = MAEForPreTraining(config)
+    height, width = (224, 224) if not fields else config.image_size
+    images = torch.randn(2, config.num_channels, height, width)
+    with FlopCounterMode(display=False) as forward:
+        loss = model(images).loss
+    with FlopCounterMode(display=False) as backward:
+        loss.backward()
+    assert forward.get_total_flops() == 2 * throughput.forward_flops(config)
+    # Pixels have no gradient.
+    total = forward.get_total_flops() + backward.get_total_flops()
+    assert total == pytest.approx(2 * throughput.training_flops(config), rel=3e-3)
+
+
+def test_flops_of_the_paper():
+    """ViT-L/16 with 1/4 of the patches: the encoder takes about a quarter of 61.6 GFLOPs (multiply-adds)."""
+    config = MAEConfig.from_size("large")
+    encoder = throughput._block_flops(24, 50, 1024, 4096)
+    assert encoder / 2 / 61.6e9 == pytest.approx(0.25, abs=0.02)
+    assert encoder < throughput.forward_flops(config)
+
+
+def test_peaks():
+    peak = throughput._peak_of
+    assert peak("NVIDIA H100 80GB HBM3", "bf16", tf32=False) == 989e12
+    assert peak("NVIDIA H100 PCIe", "fp16", tf32=False) == 756e12
+    assert peak("NVIDIA A100-SXM4-80GB", "no", tf32=True) == 156e12
+    assert peak("NVIDIA L4", "no", tf32=False) == 30.3e12
+    assert peak("NVIDIA L40S", "bf16", tf32=False) == 362e12
+    assert peak("Tesla T4", "no", tf32=True) is None and peak("GeForce", "bf16", tf32=False) is None
+    assert throughput.peak_flops(torch.device("cpu"), "bf16", tf32=False) is None
