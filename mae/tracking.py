@@ -10,6 +10,7 @@ from PIL import Image
 
 from mae.checkpointing import flatten
 from mae.errors import UserError, first_line
+from mae.launching import LOGS_FOLDER
 
 
 PROJECT = "mae"
@@ -31,13 +32,15 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
     run_id = hashlib.blake2b(f"{path.resolve()} {config}".encode(), digest_size=8).hexdigest()
     options = {
         "tensorboard": {"purge_step": first_step + 1},
-        "wandb": {"name": path.name, "id": run_id, "resume": "allow", "dir": str(path)},
+        "wandb": {"name": path.name, "id": run_id, "resume": "allow", "dir": str(path / LOGS_FOLDER)},
         "trackio": {"name": f"{path.name}-{run_id}", "resume": "allow"},
     }
     flat = {
         name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flatten(config).items()
     }
     try:
+        if accelerator.is_main_process:
+            (path / LOGS_FOLDER).mkdir(exist_ok=True)
         accelerator.init_trackers(PROJECT, None if first_step else flat, options)
     except Exception as error:  # each has its own
         names = " ".join(str(name) for name in accelerator.log_with)

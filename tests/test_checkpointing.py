@@ -3,6 +3,8 @@
 import json
 import re
 import resource
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from configuration_mae import MAEConfig
 from mae.checkpointing import RunDirectory
 from mae.errors import RunError, UserError
-from mae.optimization import make_optimizer
+from mae.optimization import AveragedWeights, make_optimizer
 from modeling_mae import MAEForPreTraining
 
 
@@ -52,6 +54,46 @@ def test_load_restores_model_and_optimizer(tmp_path):
     for ours, theirs in zip(other_optimizer.state_dict()["state"].values(), optimizer.state_dict()["state"].values()):
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert not other.mae.pos_embed.requires_grad
+
+
+def test_the_average_is_saved_and_restored(tmp_path):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    model, optimizer = trained(1)
+    average = AveragedWeights(model, 0.9)
+    average.averages[0].fill_(7)
+    run.save(model, optimizer, {"step": 2}, average)
+    other, other_optimizer = trained(2)
+    restored = AveragedWeights(other, 0.9)
+    assert run.load(other, other_optimizer, restored) == {"step": 2}
+    assert all(map(torch.equal, restored.averages, average.averages))
+    assert all(map(torch.equal, other.state_dict().values(), model.state_dict().values()))
+    # Each is a model of its own, and the average is the final one.
+    assert (MAEForPreTraining.from_pretrained(run.path / "checkpoint-2" / "ema").mae.cls_token == 7).all()
+    saved = MAEForPreTraining.from_pretrained(run.path / "checkpoint-2").mae.cls_token
+    assert torch.equal(saved, model.mae.cls_token) and not (saved == 7).any()
+    run.save_model(model, average)
+    assert (MAEForPreTraining.from_pretrained(run.path).mae.cls_token == 7).all()
+    (run.path / "checkpoint-2" / "ema" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="No checkpoint can be read"):
+        run.load(other, other_optimizer, restored)
+
+
+def test_two_runs_in_one_directory(tmp_path):
+    """Kept out while a process is in there, and no longer: a kill leaves nothing that would have to be removed."""
+    hold = "import sys; from mae.checkpointing import RunDirectory as R; r = R(sys.argv[1], {}); print(1, flush=True)"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold + "; sys.stdin.read()", tmp_path / "run"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    holder.stdout.read(1)
+    before = names(tmp_path)
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="run is in use by a run under way: wait for it, stop it"):
+            RunDirectory(tmp_path / "run", {}, overwrite)
+    assert names(tmp_path) == before
+    holder.kill()
+    holder.wait()
+    RunDirectory(tmp_path / "run", {})
 
 
 def test_only_complete_checkpoints_count(tmp_path):

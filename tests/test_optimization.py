@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 
 from configuration_mae import MAEConfig
-from mae.optimization import GuardedStep, learning_rate_at, make_optimizer, parameter_groups
+from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer, parameter_groups
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 
 
@@ -72,3 +72,79 @@ def test_steps_that_are_not_finite_change_nothing():
     assert guard.num_nonfinite == 2 and guard.fatal_step == 0
     weight, guard = run(range(6), guarded=True, max_steps=1)
     assert torch.equal(weight, run([0, 2], guarded=False)[0]) and guard.fatal_step == 3
+
+
+def test_loss_scale():
+    """An overflow halves the scale and changes nothing else; it counts where the scale can fall no further."""
+    layer = torch.nn.Linear(4, 1, bias=False)
+    optimizer = make_optimizer(NamedLinear(layer), 0.0, (0.9, 0.95))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=2)
+    guard = GuardedStep(optimizer, max_nonfinite_steps=1, max_grad_norm=1.0, scaler=scaler)
+    plain = torch.nn.Linear(4, 1, bias=False)
+    plain.load_state_dict(layer.state_dict())
+    expected = make_optimizer(NamedLinear(plain), 0.0, (0.9, 0.95))
+    images = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    # From 4: halved, kept, grown after two good steps, then halved down to 1, where two more are one too many.
+    overflows = [False, True, False, False, True, True, True, True, True, False]
+    scales, numbers = [], []
+    for step, overflow in enumerate(overflows, 1):
+        for optimizer_ in (optimizer, expected):
+            optimizer_.param_groups[0]["lr"] = 0.1
+        scaler.scale(layer(images[step]).sum()).backward()
+        if overflow:
+            layer.weight.grad[0, 1] = float("inf")
+        norm = guard(step)
+        if not overflow and not guard.fatal_step:
+            plain(images[step]).sum().backward()
+            assert norm == pytest.approx(plain.weight.grad.norm().item())
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            expected.step()
+            expected.zero_grad()
+        scales.append(scaler.get_scale())
+        numbers.append(guard.num_nonfinite)
+    assert torch.allclose(layer.weight, plain.weight)
+    assert scales[:8] == [4, 2, 2, 4, 2, 1, 0.5, 0.25]
+    assert numbers == [0, 0, 0, 0, 0, 0, 1, 2, 3, 3] and guard.fatal_step == 8
+
+    state = json.loads(json.dumps(guard.state_dict()))
+    again = GuardedStep(optimizer, scaler=torch.amp.GradScaler("cpu"))
+    again.load_state_dict(state)
+    assert again.num_nonfinite == 3 and again.scaler.state_dict() == scaler.state_dict()
+
+
+class NamedLinear(torch.nn.Module):
+    """A layer with what make_optimizer asks of a model."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def no_weight_decay(self):
+        return set()
+
+
+def test_averaged_weights():
+    """Against the definition, with the shorter memory of the first steps; weights that do not train have none."""
+    torch.manual_seed(0)
+    model = MAEForPreTraining(MAEConfig(**CONFIG))
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    average = AveragedWeights(model, 0.5)
+    expected = {name: model.get_parameter(name).detach().double() for name in names}
+    for step in range(1, 12):
+        with torch.no_grad():
+            for name in names:
+                model.get_parameter(name).normal_()
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        assert (decay < 0.5) == (step < 8)
+        for name in names:
+            expected[name] = decay * expected[name] + (1 - decay) * model.get_parameter(name).detach().double()
+    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with average.applied():
+        for name, tensor in model.state_dict().items():
+            assert torch.allclose(tensor, expected[name].float(), atol=1e-6) if name in names else True
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
+    assert len(average.averages) == len(names) < len(trained)
+    average.reset()
+    with average.applied():
+        assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
