@@ -79,6 +79,8 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
         raise UserError(first_line(error)) from None
     if accelerator.mixed_precision not in ("no", "bf16", "fp16"):
         raise UserError(f"Mixed precision {accelerator.mixed_precision} is not supported: use --bf16, --fp16 or none.")
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:  # Accelerate takes fp32 without a word
+        raise UserError("float16 needs a GPU: use --bf16, or no mixed precision.")
     if accelerator.gradient_accumulation_steps != 1:
         raise UserError(
             f"Accelerate's configuration says gradient_accumulation_steps {accelerator.gradient_accumulation_steps}: "

@@ -51,7 +51,11 @@ def track(accelerator: Accelerator, group: str, values: dict[str, Any], step: in
     """Numbers, and pictures by their path, of one step."""
     if not accelerator.is_main_process:
         return
-    numbers = {f"{group}/{name}": value for name, value in values.items() if isinstance(value, (int, float))}
+    numbers = {
+        f"{group}/{name}": value
+        for name, value in values.items()
+        if isinstance(value, (int, float)) and name != "step"  # which is the axis
+    }
     accelerator.log(numbers, step)
     for name, path in values.items():
         if not isinstance(path, Path):

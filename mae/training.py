@@ -304,8 +304,13 @@ class PreTraining:
         with Interruption(self.accelerator.num_processes) as interruption, bar:
             try:
                 return self._train(run, interruption, bar)
-            except RuntimeError as error:  # of torch's handler of a signal, and so from anywhere
-                if "DataLoader worker" not in str(error):
+            except RuntimeError as error:
+                if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    raise RunError(
+                        f"--torch_compile does not work here ({first_line(error)}): it needs a C++ compiler on a CPU "
+                        "and Triton on a GPU. Without the flag the run gives the same."
+                    ) from error
+                if "DataLoader worker" not in str(error):  # of torch's handler of a signal, and so from anywhere
                     raise
                 raise DataError(
                     f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "

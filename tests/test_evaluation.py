@@ -104,9 +104,9 @@ def test_tensorboard(watched, data, tmp_path):
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
 def test_other_trackers(data, tmp_path, tracker, monkeypatch):
-    pytest.importorskip(tracker)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip(tracker)
     train(tmp_path / "run", *data, "--max_steps", 4, "--report_to", tracker)
     folder = tmp_path / ("run/logs/wandb" if tracker == "wandb" else "trackio")
     assert any(path.stat().st_size > 1000 for path in folder.rglob("*") if path.is_file())

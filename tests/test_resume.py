@@ -1,6 +1,7 @@
 """Runs that are stopped, by kills, signals, bad gradients or faults, and what goes on from them."""
 
 import json
+import math
 import re
 import shutil
 import signal
@@ -13,6 +14,8 @@ import pytest
 import torch
 from runs import ENVIRONMENT, assert_same_run, begin, command, exact, kill, metrics, metrics_of, run, start, train
 from safetensors.torch import load_file
+
+from mae.launching import make_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,30 @@ def test_the_second_ctrl_c_leaves_at_once(data, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=25)
     assert process.returncode in (-signal.SIGINT, 75)  # 75 where both came as one
+
+
+def test_the_loss_scale_is_restored(data, tmp_path, monkeypatch):
+    """On a CPU Accelerate has none; powers of two change no digit, and an overflow is a step left out twice alike."""
+
+    def make_with_scale(arguments):
+        accelerator = make_accelerator(arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
+        return accelerator
+
+    monkeypatch.setattr("mae.launching.make_accelerator", make_with_scale)
+    arguments = [*data, "--save_steps", 9, "--save_total_limit", 3]
+    once = train(tmp_path / "run", *arguments)
+    states = [
+        json.loads((tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").read_text()) for step in (9, 24)
+    ]
+    assert states[0]["scaler"]["scale"] != states[1]["scaler"]["scale"] and states[1]["num_nonfinite"] == 0
+    assert sum(not math.isfinite(line["grad_norm"]) for line in once) >= 2  # how the scale is found
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run" / "checkpoint-9", copy)
+    rest = train(tmp_path / "rest", *arguments, "--resume_from_checkpoint", copy)
+    assert exact(rest) == exact(once[9:])
+    last = json.loads((tmp_path / "rest" / "checkpoint-24" / "trainer_state.json").read_text())
+    assert last["scaler"] == states[1]["scaler"]
 
 
 def test_a_gradient_that_is_not_finite(data, tmp_path):

@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, write_parquet
 from PIL import Image
 from runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start, train, tree
+from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
@@ -92,6 +93,33 @@ def test_division_does_not_matter(finished, data, tmp_path, processes, arguments
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
     if arguments == ["--dataloader_num_workers", 3]:
         assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiled_blocks(finished, data, tmp_path, monkeypatch, backend):
+    """The same run but for rounding; with the default backend it takes a compiler, and most of a minute."""
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def compile_with(module):
+        compiled.append(type(module).__name__)
+        compile_module(module, backend=backend)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_with)
+    ours = train(tmp_path / "run", *data, "--torch_compile", "--gradient_checkpointing")
+    assert compiled == ["MAEBlock"] * 3
+    theirs = metrics(finished[0])
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=1e-5)
+    assert (
+        load_file(tmp_path / "run" / "model.safetensors").keys() == load_file(finished[0] / "model.safetensors").keys()
+    )
+
+
+def test_compiling_without_a_compiler(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no_compiler")))
+    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
+    done = start("--output_dir", tmp_path / "run", *data, "--torch_compile")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search("error: --torch_compile does not work here (.*C.. compiler.*): it needs", done.stderr)
 
 
 def test_the_command_of_transformers(data, tmp_path):
@@ -352,6 +380,18 @@ ERRORS = [
     (["--image_mean", "auto", "--image_std", "0.5"], "--image_mean auto measures --image_std too"),
     (["--image_mean", "a", "--image_std", "b"], "--image_mean a: wanted are numbers, or auto"),
     (["--image_mean", "0.5", "0.5", "--image_std", "1"], "image_mean=[0.5, 0.5] must hold one value for each"),
+    (["--bf16", "--fp16"], "--bf16 and --fp16 exclude each other"),
+    (["--fp16"], "float16 needs a GPU: use --bf16, or no mixed precision."),
+    (["--train_val_split", "1"], "--train_val_split 1.0 must be between 0 and 1"),
+    (["--ema_decay", "1"], "--ema_decay 1.0 must be between 0 and 1"),
+    (["--report_to", "comet_ml"], "--report_to comet_ml: wanted are tensorboard, trackio, wandb or none"),
+    (["--eval_steps", "0"], "--eval_steps 0 must be at least 1"),
+    (["--max_steps", "0"], "--max_steps 0 must be positive, or -1 for --num_train_epochs"),
+    (
+        ["--per_device_train_batch_size", "1000", "--gradient_accumulation_steps", "2"],
+        "A batch of 2000 images (--per_device_train_batch_size 1000 x --gradient_accumulation_steps 2 x 1 processes) "
+        "is larger than the data, 1712 images an epoch: lower one of them.",
+    ),
     (["--max_bad_fraction", "2"], "--max_bad_fraction 2.0 must be in [0, 1]"),
     (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
     (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "which its weights are made for, not 192."),
@@ -378,6 +418,34 @@ def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP needs fsdp_version: 2 in Accelerate's"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs several processes, each with a GPU"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "says gradient_accumulation_steps 4: remove it there"),
+        ({"ACCELERATE_MIXED_PRECISION": "fp8"}, ""),
+    ],
+)
+def test_what_a_launcher_asks_for_in_vain(variables, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = start()
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    done = start("--report_to", "trackio")
+    assert (
+        done.returncode == 2 and "error: --report_to trackio: it is not installed. pip install trackio" in done.stderr
+    )
 
 
 def test_exit_code(tmp_path):
