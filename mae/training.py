@@ -371,7 +371,7 @@ class PreTraining:
         accelerator = self.accelerator
         with nullcontext() if synchronised else accelerator.no_sync(self.prepared):
             images = batch.pixel_values.to(accelerator.device, non_blocking=True)
-            noise = torch.from_numpy(batch.noise).to(accelerator.device, non_blocking=True)
+            noise = torch.as_tensor(batch.noise).to(accelerator.device, non_blocking=True)
             # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided by the
             # batch size, however the batch is divided.
             with accelerator.autocast():  # which DDP enters by itself, and FSDP2 does not

@@ -1,6 +1,8 @@
 """Several processes: Accelerate's configurations, FSDP2, machines that meet by the network; what a model computes."""
 
+import itertools
 import json
+import math
 import re
 import shutil
 import socket
@@ -14,11 +16,14 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from conftest import ROOT
 from runs import ENVIRONMENT, SCRIPT, metrics, train
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from configuration_mae import MAEConfig
 from mae import throughput
+from mae.optimization import AveragedWeights, GuardedStep
+from mae.training import PreTraining
 from modeling_mae import MAEForPreTraining
 
 
@@ -157,3 +162,57 @@ def test_peaks():
     assert peak("NVIDIA L40S", "bf16", tf32=False) == 362e12
     assert peak("Tesla T4", "no", tf32=True) is None and peak("GeForce", "bf16", tf32=False) is None
     assert throughput.peak_flops(torch.device("cpu"), "bf16", tf32=False) is None
+
+
+class Waits(TorchDispatchMode):
+    """Counts what waits for a device: a number that Python wants to know."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_steps_do_not_wait_for_the_device(data, tmp_path, monkeypatch):
+    """Forward, backward, clipping, guard, optimizer and average; an accelerator would run behind them."""
+    waits, calls = Waits(), []
+
+    def watched(method):
+        def call(*args, **kwargs):
+            calls.append(method.__name__)
+            with waits:
+                return method(*args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(PreTraining, "_backward", watched(PreTraining._backward))
+    monkeypatch.setattr(GuardedStep, "__call__", watched(GuardedStep.__call__))
+    monkeypatch.setattr(AveragedWeights, "update", watched(AveragedWeights.update))
+    with Waits() as can_count:
+        assert bool(torch.ones(()) > 0) and can_count.count == 1
+    arguments = ["--max_steps", 3, "--logging_steps", 3, "--max_grad_norm", 1, "--ema_decay", 0.9]
+    train(tmp_path / "run", *data, *arguments, "--gradient_accumulation_steps", 2)
+    assert len(calls) == 12 and waits.count == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["--bf16", "--fp16"])
+def test_steps_do_not_wait_for_a_gpu(data, tmp_path, monkeypatch, precision):
+    def strict(method):
+        def call(self, *args, **kwargs):
+            torch.cuda.set_sync_debug_mode("error" if next(steps) > 4 else "default")  # after what is made once
+            try:
+                return method(self, *args, **kwargs)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        return call
+
+    steps = itertools.count()
+    monkeypatch.setattr(PreTraining, "_backward", strict(PreTraining._backward))
+    monkeypatch.setattr(GuardedStep, "__call__", strict(GuardedStep.__call__))
+    arguments = ["--max_steps", 8, "--logging_steps", 8, "--max_grad_norm", 1, "--ema_decay", 0.9, precision]
+    assert math.isfinite(train(tmp_path / "run", *data, *arguments)[-1]["loss"])
