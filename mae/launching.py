@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import (
+    DistributedDataParallelKwargs,
     DistributedType,
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
@@ -70,7 +71,8 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
         accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),
             mixed_precision="bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None,  # else the launcher's
-            kwargs_handlers=[timeout],
+            # Gradients live in what is sent, and not beside it too.
+            kwargs_handlers=[timeout, DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
             log_with=arguments.trackers or None,
             project_config=folders,
             fsdp_plugin=sharding,
