@@ -72,7 +72,7 @@ def published() -> str:
 
 
 def communication() -> str:
-    """Of one step among many GPUs: DDP sends its gradients twice around a ring, FSDP2 weights twice and gradients once."""
+    """Of one step of many GPUs: DDP sends gradients twice around a ring, FSDP2 weights twice and gradients once."""
     rows = []
     for size in SIZES:
         trained = sum(parameter.numel() for parameter in build(size).parameters() if parameter.requires_grad)

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from benchmarks import scaling
 from configuration_mae import MAEConfig
 from mae import throughput
 from mae.optimization import AveragedWeights, GuardedStep
@@ -162,6 +163,12 @@ def test_peaks():
     assert peak("NVIDIA L40S", "bf16", tf32=False) == 362e12
     assert peak("Tesla T4", "no", tf32=True) is None and peak("GeForce", "bf16", tf32=False) is None
     assert throughput.peak_flops(torch.device("cpu"), "bf16", tf32=False) is None
+
+
+def test_tables_of_the_document():
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    for compute in (scaling.memory, scaling.communication, scaling.throughput, scaling.published):
+        assert compute() in text
 
 
 class Waits(TorchDispatchMode):
