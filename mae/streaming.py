@@ -253,8 +253,9 @@ class SampleStream:
     ):
         if order.lanes % num_processes:
             raise UserError(
-                f"--lanes {order.lanes} must be a multiple of the number of processes, {num_processes}: each process "
-                "reads its own lanes."
+                f"--lanes {order.lanes} must be a multiple of the number of processes, {num_processes}, because each "
+                f"reads its own lanes: say --lanes {-(-order.lanes // num_processes) * num_processes}, or start "
+                "another number of processes."
             )
         if start % num_processes:
             raise ValueError(f"start={start} must be a multiple of num_processes={num_processes}.")

@@ -606,7 +606,9 @@ def test_a_source_that_ends_early_is_an_error(emoji_bytes):
 
 
 def test_lanes_and_processes():
-    with pytest.raises(UserError, match="--lanes 4 must be a multiple of the number of processes, 3"):
+    with pytest.raises(
+        UserError, match="--lanes 4 must be a multiple of the number of processes, 3, .* say --lanes 6,"
+    ):
         batches(BrokenSource([b""] * 32), processes=3)
 
 
