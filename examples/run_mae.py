@@ -7,7 +7,8 @@ Pre-trains a Masked Autoencoder.
     python examples/run_mae.py --help
 
 The same command again goes on where it was. Exit codes of `python examples/run_mae.py` (launchers have their own): 2
-for a mistake in the command line, before anything is written; 1 for data that breaks off in mid-run. Both in one line.
+for a mistake in the command line, before anything is written; 1 for what ends a run on its way, data that breaks off,
+a gradient that is not finite, a full disk; 75 after SIGTERM or Ctrl-C, with all saved. Each in one line.
 """
 
 import json
@@ -65,27 +66,29 @@ def main() -> None:
         else:
             say("Note: --train_val_split has no effect: the data has held-out images of its own.")
     measured = choose_statistics(model, source, recipe, arguments)
-    images, kind = None, "Held-out images" if held_out else "Training images"
-    if accelerator.is_main_process:
-        images = load_images(
+    kind = "Held-out images" if held_out else "Training images"
+    evaluator = Reconstruction(
+        lambda: load_images(
             held_out or source,
             model.config,
             arguments.max_eval_samples,
             retry_minutes=arguments.data_retry_minutes,
-        )
-    evaluator = Reconstruction(images, arguments.eval_steps, arguments.per_device_train_batch_size, kind)
+        ),
+        arguments.eval_steps,
+        arguments.per_device_train_batch_size,
+        kind,
+    )
     training = PreTraining(model, source, recipe, arguments, accelerator, [evaluator])
     run = RunDirectory(
         arguments.output_dir,
         training.identity,
         arguments.overwrite_output_dir,
-        accelerator.is_main_process,
         data=data_name(recipe, source.revision),
     )
-    accelerator.wait_for_everyone()
     results = run.results
     if results is not None:
-        say(f"This run is already finished.\n{summary(run, results)}")
+        if accelerator.is_main_process:
+            print(f"This run is already finished.\n{summary(run, results)}")
         return
     run.describe(training.resolved_recipe, describe_environment(accelerator))
 
@@ -133,7 +136,7 @@ def summary(run: RunDirectory, results: dict) -> str:
     # The same data and recipe: of a flag given twice the last counts.
     again = [argument for argument in sys.argv if argument != "--overwrite_output_dir"]
     again += ["--model_name_or_path", str(run.path), "--output_dir", f"{run.path}_more"]
-    losses = f"loss {results['loss']:.4f}, evaluated {results['eval_loss']:.4f}"
+    losses = ", ".join(f"{name} {results[name]:.4f}" for name in ("loss", "eval_loss") if results[name] is not None)
     return f"""
 {results["steps"]} steps, {results["epochs"]:.1f} epochs, {losses}
   model            {run.path}
@@ -153,9 +156,12 @@ if __name__ == "__main__":
     try:
         main()
     except (UserError, RunError) as error:
-        # Every process has its own data to break off, so that none may be silent.
-        print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
+        if not error.is_told:  # every process has its own data to break off
+            print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
+    except OSError as error:  # a full disk, say, where something small is written
+        print(f"error: {error}. The same command goes on from the last checkpoint.", file=sys.stderr)
+        sys.exit(1)
     except (Interrupted, KeyboardInterrupt) as error:  # the second before training has begun
         if rank == "0":
             print(str(error) or "Stopped before training began.", file=sys.stderr)

@@ -72,9 +72,7 @@ class PreTrainingRecipe:
         default=None, metadata={"help": "Column of the images. Default: the only one of type Image."}
     )
     train_dir: str | None = field(default=None, metadata={"help": "Folder of training images, at any depth."})
-    validation_dir: str | None = field(
-        default=None, metadata={"help": "Folder of held-out images, for the pictures of --train_dir."}
-    )
+    validation_dir: str | None = field(default=None, metadata={"help": "Folder of held-out images for --train_dir."})
     train_val_split: float | None = field(
         default=None,
         metadata={"help": "Share of the training images to hold out, where the data has no held-out ones."},

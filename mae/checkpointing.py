@@ -2,6 +2,7 @@
 A run's directory: whose it is, its log, its checkpoints.
 
     run.json             identity of the run: everything that changes its results
+    run.lock             held by a run under way
     recipe.yaml          the same and what only changes its speed, as flags: --recipe takes it
     environment.json     versions and machine of the last start
     metrics.jsonl        a line for each logged step
@@ -9,7 +10,9 @@ A run's directory: whose it is, its log, its checkpoints.
     skipped.jsonl        a line for each image that cannot be read, the first time that it is met
     reconstructions/     a picture for each of these steps
     logs/                what trackers write
-    checkpoint-N/        model, optimizer and position after step N; each loads with from_pretrained
+    checkpoint-N/        model, optimizer and position after step N, and in ema/ the averaged model; each loads with
+                         from_pretrained
+    nonfinite-N/         the same, before a step that ended the run because its gradient was not finite
     train_results.json   written last: the mark of a finished run
 
 beside the final model and its pictures. The main process alone reads and writes it: the others may be on machines that
@@ -17,13 +20,15 @@ do not see it.
 """
 
 import json
+import math
 import os
 import re
 import shutil
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 import yaml
@@ -42,7 +47,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from mae.errors import RunError, UserError, first_line
-from mae.launching import LOGS_FOLDER, from_main_process
+from mae.launching import LOGS_FOLDER, is_main_process, on_main_process
 from mae.optimization import AveragedWeights
 
 
@@ -53,6 +58,7 @@ except ImportError:  # not on Windows, where two runs in one directory are not n
 
 
 UNFINISHED = ".unfinished"  # ends the names of what is being written or removed
+SET_ASIDE = ".set_aside"  # ends the names of checkpoints that a run has gone on from behind
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 RECIPE_FILE = "recipe.yaml"
@@ -99,7 +105,7 @@ _NONFINITE = re.compile(rf"{NONFINITE}-\d+")
 
 def _is_of_a_run(name: str) -> bool:
     """Whether a run writes something of this name, or its unfinished form."""
-    name = name.removesuffix(UNFINISHED).removesuffix(".removed")
+    name = name.removesuffix(UNFINISHED).removesuffix(".removed").removesuffix(SET_ASIDE)
     return name in _FILES or bool(_CHECKPOINT.fullmatch(name) or _NONFINITE.fullmatch(name))
 
 
@@ -122,8 +128,13 @@ def write_text(path: Path, text: str) -> None:
     os.replace(unfinished, path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    write_text(path, json.dumps(_without_nan(value), indent=2, default=str) + "\n")
+
+
+def _without_nan(value: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no word for what is not finite."""
+    return {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in value.items()}
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -153,24 +164,23 @@ class RunDirectory:
     Args:
         path: The directory.
         identity: Everything that changes the run's results, as JSON values.
-        data: What the data is called, to be named where it has changed.
         overwrite: Whether to remove an earlier run's files.
-        is_main_process: Whether this process writes. The others must call after it has.
+        data: What the data is called, to be named where it has changed.
 
     Raises:
         UserError: where the directory holds something else, a run with another identity, or one that is under way.
     """
 
-    def __init__(
-        self, path: str, identity: dict, overwrite: bool = False, is_main_process: bool = True, data: str = "its data"
-    ):
+    # Open while this process lives: to close any of a file's descriptors would unlock it.
+    _locks: dict[Path, IO] = {}
+
+    def __init__(self, path: str | Path, identity: dict, overwrite: bool = False, data: str = "its data"):
         self.path = Path(path)
         # As it will be read back: tuples become lists.
         self.identity = json.loads(json.dumps(identity, default=str))
         self.data = data
-        self.is_main_process = is_main_process
-        if is_main_process:
-            self._claim(overwrite)
+        self.is_main_process = is_main_process()
+        on_main_process(lambda: self._claim(overwrite))
 
     def _claim(self, overwrite: bool) -> None:
         try:
@@ -184,6 +194,7 @@ class RunDirectory:
             if run_file.exists():
                 if not overwrite:
                     self._check_identity(run_file)
+                    self._tidy()
                     return
                 self._clear(run_file)
             write_json(run_file, self.identity | {"data_name": self.data})
@@ -191,19 +202,31 @@ class RunDirectory:
             raise UserError(f"--output_dir {self.path} cannot be used: {error.strerror or error}.") from None
 
     def _lock(self) -> None:
-        """Keeps other runs out until this process ends, however it does."""
-        if fcntl is None:
+        """Keeps other processes out until this one ends, however it does."""
+        key = self.path.resolve()
+        if fcntl is None or key in self._locks:
             return
-        # A record lock, which no decoding process inherits and outlives this one with.
-        self._lock_file = open(self.path / LOCK_FILE, "a")
         try:
-            fcntl.lockf(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file = open(key / LOCK_FILE, "a")
+        except OSError:  # what cannot be written needs no lock
+            return
+        try:
+            # A record lock, which no decoding process inherits and outlives this one with.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
+            file.close()
             raise UserError(
                 f"--output_dir {self.path} is in use by a run under way: wait for it, stop it, or name another one."
             ) from None
         except OSError:  # a file system without locks
             pass
+        self._locks[key] = file
+
+    def _tidy(self) -> None:
+        """Removes what kills have left half written or half removed."""
+        for entry in self.path.glob(f"*{UNFINISHED}"):
+            if entry.is_dir() and _is_of_a_run(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def _check_foreign(self, overwrite: bool) -> None:
         """Refuses a directory that is not ours; with `overwrite` only where its files would be taken for ours."""
@@ -256,9 +279,7 @@ class RunDirectory:
     def results(self) -> dict | None:
         """What the run reported when it finished, or None. Every process must ask."""
         path = self.path / RESULTS_FILE
-        return from_main_process(
-            json.loads(path.read_text(encoding="utf-8")) if self.is_main_process and path.exists() else None
-        )
+        return on_main_process(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
 
     def describe(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
         """Writes the flags that make this run again, and what it runs on."""
@@ -314,7 +335,7 @@ class RunDirectory:
     def log(self, metrics: dict, name: str = METRICS_FILE) -> None:
         if self.is_main_process:
             with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(_without_nan(metrics)) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forgets what was logged after a step, which is about to be trained again."""
@@ -352,45 +373,64 @@ class RunDirectory:
         if self.is_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         optimizer_state = get_optimizer_state_dict(model, optimizer, options=_WHOLE)
-        try:
-            self._write_model(model, unfinished)
-            if average is not None:
-                with average.applied():
-                    self._write_model(model, unfinished / AVERAGE_FOLDER)
-            if not self.is_main_process:
-                return path
-            torch.save(optimizer_state, unfinished / OPTIMIZER_FILE)
-            write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
-            flush(*unfinished.rglob("*"), unfinished)
-            metrics = self.path / METRICS_FILE
-            if metrics.exists():
-                flush(metrics)
-            self._remove(path)
-            os.replace(unfinished, path)
-            flush(self.path)
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
-            shutil.rmtree(unfinished, ignore_errors=True)
-            kept = ", ".join(entry.name for entry in self.checkpoints()) or "none"
-            raise RunError(
-                f"{path} cannot be written: {first_line(error)}. Complete checkpoints: {kept}; the same command goes "
-                "on from the newest."
-            ) from error
-        if save_total_limit is not None:
-            for old in self.checkpoints()[:-save_total_limit]:
+        self._write_model(model, unfinished, unfinished)
+        if average is not None:
+            with average.applied():
+                self._write_model(model, unfinished / AVERAGE_FOLDER, unfinished)
+        on_main_process(lambda: self._complete(path, unfinished, optimizer_state, state))
+        if self.is_main_process and save_total_limit is not None:
+            # One of a later step is not of this run's past.
+            others = [old for old in self.checkpoints() if old != path]
+            for old in others[: max(len(others) + 1 - save_total_limit, 0)]:
                 self._remove(old)
         return path
 
-    def _write_model(self, model: PreTrainedModel, path: Path) -> None:
-        """A directory that from_pretrained takes, from whatever parts of the weights the processes hold."""
-        weights = get_model_state_dict(model, options=_WHOLE)
-        if not self.is_main_process:
+    def _complete(self, path: Path, unfinished: Path, optimizer_state: dict, state: dict) -> None:
+        """Writes what else is in a checkpoint, and gives it its name."""
+        if path in self.checkpoints():  # gone on from, and stopped before another step
+            shutil.rmtree(unfinished)
             return
+        with self._explain(path, unfinished):
+            torch.save(optimizer_state, unfinished / OPTIMIZER_FILE)
+            write_json(unfinished / STATE_FILE, state | {"identity": self.identity})
+            flush(*unfinished.rglob("*"), unfinished)
+            flush(*(self.path / name for name in (METRICS_FILE, EVALUATIONS_FILE) if (self.path / name).exists()))
+            self._remove(path)
+            os.replace(unfinished, path)
+            flush(self.path)
+
+    @contextmanager
+    def _explain(self, path: Path, unfinished: Path | None = None) -> Iterator[None]:
+        """Tells in a line that `path` cannot be written, and removes what was."""
+        try:
+            yield
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has many names
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            kept = ", ".join(entry.name for entry in self.checkpoints())
+            way = "There is no checkpoint yet."
+            if kept:
+                way = f"Complete checkpoints: {kept}; the same command goes on from the newest."
+            shown = str(path).replace(UNFINISHED, "")
+            raise RunError(f"{shown} cannot be written: {first_line(error)}. {way}") from error
+
+    def _write_model(self, model: PreTrainedModel, path: Path, unfinished: Path | None = None) -> None:
+        """
+        A directory that from_pretrained takes, from whatever parts of the weights the processes hold; `unfinished`
+        goes with it where it cannot be written.
+        """
+        weights = get_model_state_dict(model, options=_WHOLE)
         if isinstance(model, FSDPModule):
             # Sharding gives a model another class, whose name and code would be saved in the place of its own.
             model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
             with torch.device("meta"):
                 model = model_class(model.config)
-        model.save_pretrained(path, state_dict=weights)
+
+        def write() -> None:
+            with self._explain(path, unfinished):
+                model.save_pretrained(path, state_dict=weights)
+
+        on_main_process(write)
 
     def save_model(self, model: PreTrainedModel, average: AveragedWeights | None = None) -> None:
         """
@@ -400,13 +440,7 @@ class RunDirectory:
             RunError: where it cannot be written.
         """
         with nullcontext() if average is None else average.applied():
-            try:
-                self._write_model(model, self.path)
-            except (OSError, RuntimeError, SafetensorError) as error:
-                raise RunError(
-                    f"The model cannot be written to {self.path}: {first_line(error)}. Checkpoints are complete; the "
-                    "same command goes on from the newest."
-                ) from error
+            self._write_model(model, self.path)
 
     @staticmethod
     def _remove(path: Path) -> None:
@@ -438,19 +472,20 @@ class RunDirectory:
         Raises:
             UserError: where it is of another run, or none can be read.
         """
-        weights, averaged, optimizer_state, state, error = {}, {}, {}, None, None
-        if self.is_main_process:
-            try:
-                found = self._read_checkpoint(resume_from_checkpoint, average is not None)
-                if found is not None:
-                    weights, averaged, optimizer_state, state = found
-            except UserError as mistake:
-                error = mistake
-        state, error = from_main_process((state, error))
-        if error is not None:
-            raise error
+        tensors: list[dict] = [{}, {}, {}]
+
+        def read() -> dict | None:
+            found = self._read_checkpoint(resume_from_checkpoint, average is not None)
+            if found is None:
+                return None
+            state, *tensors[:] = found
+            self._set_aside(state["step"])
+            return state
+
+        state = on_main_process(read)
         if state is None:
             return None
+        weights, averaged, optimizer_state = tensors
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=torch.distributed.is_initialized())
         if average is not None:
             set_model_state_dict(model, averaged, options=options)
@@ -459,8 +494,17 @@ class RunDirectory:
         set_optimizer_state_dict(model, optimizer, optimizer_state, options=options)
         return state
 
+    def _set_aside(self, step: int) -> None:
+        """Renames checkpoints of later steps, damaged ones or those that the user went back behind."""
+        for later in self.checkpoints():
+            if int(later.name.split("-")[1]) > step:
+                aside = later.with_name(later.name + SET_ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(later, aside)
+                tqdm.write(f"{later} is of a later step, which is trained again: now {aside.name}.", file=sys.stderr)
+
     def _read_checkpoint(self, which: str, with_average: bool) -> tuple[dict, dict, dict, dict] | None:
-        """Weights, averaged weights, optimizer and state of a checkpoint."""
+        """State, weights, averaged weights and optimizer of a checkpoint."""
         ours = self.checkpoints()
         if which == "none":
             if ours:
@@ -472,19 +516,20 @@ class RunDirectory:
         paths = ours[::-1] if which == "auto" else [Path(which)]
         for path in paths:
             try:
+                state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+                found = differences(state.pop("identity"), self.identity)
+                if found:
+                    raise UserError(f"{path} is of another run: {'; '.join(found)}.")
                 weights = load_file(path / WEIGHTS_FILE)
                 averaged = load_file(path / AVERAGE_FOLDER / WEIGHTS_FILE) if with_average else {}
                 optimizer_state = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
-                state = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-                identity = state.pop("identity")
+            except UserError:
+                raise
             except Exception as error:  # whatever is wrong with a file
                 reason = f"which is damaged or no checkpoint of a run: {first_line(error)}"
                 tqdm.write(f"Passed over {path}, {reason}", file=sys.stderr)
                 continue
-            found = differences(identity, self.identity)
-            if found:
-                raise UserError(f"{path} is of another run: {'; '.join(found)}.")
-            return weights, averaged, optimizer_state, state
+            return state, weights, averaged, optimizer_state
         if paths:
             raise UserError(
                 f"No checkpoint can be read ({', '.join(map(str, paths))}): name another one with "

@@ -1,11 +1,17 @@
 """Errors that scripts tell in one line."""
 
 
-class UserError(Exception):
+class ToldError(Exception):
+    """What a script tells in one line; of an error of the main process that ends all, that one alone."""
+
+    is_told = False  # by another process
+
+
+class UserError(ToldError):
     """A mistake that the user can mend: the message says what is wrong, which value, and what to do. Exit code 2."""
 
 
-class RunError(Exception):
+class RunError(ToldError):
     """What ends a run on its way, though nothing is wrong with its command. Exit code 1."""
 
 

@@ -7,6 +7,9 @@ after the same step.
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -28,14 +31,17 @@ class Interruption:
     """
     While entered: whether this process was asked to stop. The first request only notes it; a second SIGINT leaves at
     once, as without this.
+
+    Args:
+        timeout: How long processes wait for each other.
     """
 
-    def __init__(self, num_processes: int = 1):
+    def __init__(self, timeout: timedelta | None = None):
         self.signal: signal.Signals | None = None
         self.waiting = False  # whether the training loop waits for data
         self._handlers: dict[int, Any] = {}
         # The processes agree on the CPU, which costs no synchronisation with an accelerator.
-        self._group = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -57,6 +63,20 @@ class Interruption:
         self.signal = signal.Signals(number)
         if hasattr(signal, "SIGALRM"):
             signal.alarm(DATA_PATIENCE)
+
+    @contextmanager
+    def wait(self) -> Iterator[None]:
+        """
+        Around a wait for data.
+
+        Raises:
+            StoppedWaiting: some seconds after a request to stop.
+        """
+        try:
+            self.waiting = True
+            yield
+        finally:
+            self.waiting = False
 
     def _stop_waiting(self, number: int, frame: FrameType | None) -> None:
         signal.alarm(1)

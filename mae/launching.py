@@ -2,13 +2,16 @@
 
 import os
 import platform
+import sys
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
+import torch.distributed as dist
+from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -21,10 +24,13 @@ from accelerate.utils import (
     is_wandb_available,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
+from tqdm import tqdm
 
 from mae.arguments import RunArguments
-from mae.errors import UserError, first_line
+from mae.errors import RunError, UserError, first_line
 
+
+Result = TypeVar("Result")
 
 # More are not started by themselves: one process hands them their images.
 MAX_WORKERS = 16
@@ -53,8 +59,7 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
             raise UserError(f"--report_to {name}: wanted are {', '.join(_TRACKERS)} or none.")
         if not _TRACKERS[name]():
             raise UserError(f"--report_to {name}: it is not installed. pip install {name}")
-    # One process may wait for its data, and the others for it.
-    timeout = InitProcessGroupKwargs(timeout=timedelta(minutes=30 + arguments.data_retry_minutes))
+    timeout = InitProcessGroupKwargs(timeout=process_timeout(arguments))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
     folders = ProjectConfiguration(arguments.output_dir, os.path.join(arguments.output_dir, LOGS_FOLDER))
     wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -105,10 +110,21 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
     return accelerator
 
 
+def is_main_process() -> bool:
+    """Whether this is the first of all processes, on whatever machine."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def say(message: object) -> None:
     """To standard output, by the first of all processes; Accelerate's own print has one for each machine."""
-    if PartialState().is_main_process:
-        print(message, flush=True)
+    if is_main_process():
+        tqdm.write(str(message))
+        sys.stdout.flush()
+
+
+def process_timeout(arguments: RunArguments) -> timedelta:
+    """How long processes wait for each other: one may wait for its data."""
+    return timedelta(minutes=30 + arguments.data_retry_minutes)
 
 
 def count_cores() -> int:
@@ -125,15 +141,25 @@ def default_num_workers(device: torch.device) -> int:
     return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 
-def from_main_process(value: Any) -> Any:
+def on_main_process(function: Callable[[], Result]) -> Result:
     """
-    What the main process has of a value: every process must ask. The only one that reads the output directory, because
-    the others may be on machines that do not see it.
+    What a function gives on the main process, to all; every process must call. So is the output directory used,
+    because the others may be on machines that do not see it. An error that ends the main process ends all.
     """
-    values = [value]
-    if torch.distributed.is_initialized():
+    result, error = None, None
+    if is_main_process():
+        try:
+            result = function()
+        except (UserError, RunError) as found:
+            error = found
+    if dist.is_initialized():
+        values = [result, error]
         broadcast_object_list(values)
-    return values[0]
+        result, error = values
+    if error is not None:
+        error.is_told = not is_main_process()
+        raise error
+    return result
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:

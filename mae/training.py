@@ -7,7 +7,7 @@ each global batch, and a prepared DataLoader would take every other batch of it.
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from mae.data import Batch, make_loader, measure_statistics, normalize, samples_
 from mae.errors import DataError, Interrupted, RunError, UserError, first_line
 from mae.evaluation import Evaluator
 from mae.interruption import Interruption, StoppedWaiting
-from mae.launching import default_num_workers, from_main_process, say
+from mae.launching import default_num_workers, on_main_process, process_timeout, say
 from mae.loading import Found, load_checkpoint
 from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer
 from mae.order import SampleOrder
@@ -196,6 +196,7 @@ class PreTraining:
                 "A larger one mixes better, and takes more memory; or write the data in smaller row groups."
             )
         self._make_loader(first_step=0)  # for its checks, before anything is written
+        self.batches: Iterator[Batch] | None = None  # from the first step's on
 
     def _make_loader(self, first_step: int) -> DataLoader:
         stream = SampleStream(
@@ -236,6 +237,8 @@ class PreTraining:
     def resolved_recipe(self) -> dict[str, Any]:
         """The flags of this run with what was found out: revision of the data, mean and std of its images."""
         flags = asdict(self.recipe) | asdict(self.arguments)
+        # Or the launcher's.
+        flags |= {precision: self.accelerator.mixed_precision == precision for precision in ("bf16", "fp16")}
         for name in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"):
             del flags[name]
         if self.recipe.train_dir is None:
@@ -249,8 +252,8 @@ class PreTraining:
         step = self.guard.fatal_step
         positions = range((step - 1) * self.batch_size, step * self.batch_size)
         samples = [self.source.origin(*self.order.locate(position)) for position in positions]
-        state = self.guard.state_dict() | {"step": step - 1, "samples": samples}
-        path = run.save(self.model, self.optimizer, state, self.average, prefix=NONFINITE)
+        # Without the average, which has gone on towards weights that did not.
+        path = run.save(self.model, self.optimizer, self._state(step - 1) | {"samples": samples}, prefix=NONFINITE)
         shown = ", ".join(f"{file} row {row}" for file, row in samples[:3])
         raise RunError(
             f"The gradient of step {step} is not finite, more often than --max_nonfinite_steps "
@@ -260,9 +263,18 @@ class PreTraining:
         )
 
     @staticmethod
-    def _farewell(interruption: Interruption, step: int) -> str:
+    def _leave(interruption: Interruption, step: int) -> NoReturn:
+        """Ends the run after a step that is saved."""
         cause = interruption.signal.name if interruption.signal is not None else "a signal to another process"
-        return f"Stopped by {cause} after step {step}, which is saved: the same command goes on from there."
+        if not step:
+            raise Interrupted(f"Stopped by {cause} before the first step was done: the same command starts again.")
+        raise Interrupted(
+            f"Stopped by {cause} after step {step}, which is saved: the same command goes on from there."
+        )
+
+    def _state(self, step: int) -> dict[str, Any]:
+        """What a checkpoint holds beside tensors."""
+        return self.guard.state_dict() | {"step": step, "num_bad": self.num_bad, "loss": self.loss}
 
     def _count_bad(self, run: RunDirectory) -> None:
         """Names the images that could not be read since the last time; every process must call."""
@@ -298,12 +310,9 @@ class PreTraining:
                 be written.
             Interrupted: where a signal asked for it, after saving.
         """
-        bar = tqdm(
-            total=self.num_steps, desc="pre-training", unit="step", disable=not self.accelerator.is_main_process
-        )
-        with Interruption(self.accelerator.num_processes) as interruption, bar:
+        with Interruption(process_timeout(self.arguments)) as interruption:
             try:
-                return self._train(run, interruption, bar)
+                return self._train(run, interruption)
             except RuntimeError as error:
                 if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise RunError(
@@ -342,29 +351,43 @@ class PreTraining:
         state = run.load(model, self.optimizer, self.average, arguments.resume_from_checkpoint)
         self.num_bad = 0  # images that could not be read, over all processes
         self.skipped: list[tuple[tuple[str, int], str]] = []  # those of this process since the last logged step
+        self.loss = None  # of the last logged step
         if state is None:
             return 0
-        self.num_bad = state["num_bad"]
+        self.num_bad, self.loss = state["num_bad"], state["loss"]
         self.guard.load_state_dict(state)
         say(f"Going on after step {state['step']}.")
         return state["step"]
 
     def _save(self, step: int, run: RunDirectory) -> None:
+        """Every process must call."""
+        if not step:  # a start is a start anew
+            return
         if self.guard.fatal_step:  # the weights are those before it, and not of this step
             self._stop_nonfinite(run)
-        state = self.guard.state_dict() | {"step": step, "num_bad": self.num_bad}
-        run.save(self.model, self.optimizer, state, self.average, self.arguments.save_total_limit)
+        self._count_bad(run)
+        run.save(self.model, self.optimizer, self._state(step), self.average, self.arguments.save_total_limit)
 
     def _next_batch(self, step: int, run: RunDirectory, interruption: Interruption) -> Batch:
+        """
+        A micro-batch of a step, once every process has one.
+
+        Raises:
+            Interrupted: where a request to stop comes while one does not. What the step has not changed is saved.
+        """
         try:
-            interruption.waiting = True
-            return next(self.batches)
+            with interruption.wait():
+                if self.batches is None:
+                    self.batches = iter(self._make_loader(step - 1))  # reads what the first batches need
+                batch = next(self.batches)
         except StoppedWaiting:
-            # The step cannot be finished; what it has not yet changed is saved.
+            batch = None
+        # Before anything of the step that processes do together.
+        (is_stalled,) = interruption.agree(batch is None)
+        if is_stalled:
             self._save(step - 1, run)
-            raise Interrupted(self._farewell(interruption, step - 1)) from None
-        finally:
-            interruption.waiting = False
+            self._leave(interruption, step - 1)
+        return batch
 
     def _backward(self, batch: Batch, synchronised: bool) -> torch.Tensor:
         """Adds a micro-batch's gradient; its share of the step's loss."""
@@ -381,8 +404,17 @@ class PreTraining:
         return loss.detach()
 
     @torch.no_grad()
-    def _evaluate(self, step: int, run: RunDirectory) -> None:
-        """Logs what the evaluators find whose turn it is."""
+    def _evaluate(self, step: int, run: RunDirectory, interruption: Interruption) -> None:
+        """
+        Logs what the evaluators find whose turn it is.
+
+        Raises:
+            Interrupted: on a request to stop. They look again when the run goes on.
+        """
+
+        def is_stopped() -> bool:
+            return interruption.agree(interruption.signal is not None)[0]
+
         due = [evaluator for evaluator in self.evaluators if step % evaluator.every == 0 or step == self.num_steps]
         if not due:
             return
@@ -393,116 +425,120 @@ class PreTraining:
         average = nullcontext() if self.average is None else self.average.applied()
         with stance, average, self.accelerator.autocast():
             for evaluator in due:
-                found |= evaluator(self.model, step, epoch, run)
+                found |= evaluator(self.model, step, epoch, run, is_stopped)
+            stopped = is_stopped()
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
                     # A forward pass alone leaves some weights gathered, and training would go on with them.
                     module.reshard()
         self.model.train()
+        if stopped:
+            self._save(step, run)
+            self._leave(interruption, step)
         line = {"step": step, "epoch": epoch}
         for name, value in found.items():
             line[name] = value.relative_to(run.path).as_posix() if isinstance(value, Path) else value
         run.log(line, EVALUATIONS_FILE)
         track(self.accelerator, "eval", {name.removeprefix("eval_"): value for name, value in found.items()}, step)
 
-    def _train(self, run: RunDirectory, interruption: Interruption, bar: tqdm) -> dict:
+    def _train(self, run: RunDirectory, interruption: Interruption) -> dict:
         accelerator, arguments = self.accelerator, self.arguments
         first_step = self._start(run)
         run.cut_metrics(first_step)
         if accelerator.log_with:
-            start_trackers(accelerator, run.path, run.identity, first_step)
-        bar.initial = bar.n = first_step
-        bar.refresh()
-        config = self.model.config
+            on_main_process(lambda: start_trackers(accelerator, run.path, run.identity, first_step))
         peak = peak_flops(accelerator.device, accelerator.mixed_precision, arguments.tf32)
+        # A request to stop, or a kill, may have come before it.
+        if first_step and on_main_process(lambda: all(line["step"] != first_step for line in run.read_evaluations())):
+            self._evaluate(first_step, run, interruption)
 
-        if first_step and from_main_process(all(line["step"] != first_step for line in run.read_evaluations())):
-            self._evaluate(first_step, run)  # a request to stop came before it
         started = logged_at = time.perf_counter()
-        self.batches = iter(self._make_loader(first_step))  # reads what the first batches need
-        data_wait, last_logged = time.perf_counter() - started, first_step
+        data_wait, last_logged = 0.0, first_step
         saved_at = time.monotonic()
+        bar = tqdm(
+            total=self.num_steps,
+            initial=first_step,
+            desc="pre-training",
+            unit="step",
+            disable=not accelerator.is_main_process,
+        )
+        with bar:
+            for step in range(first_step + 1, self.num_steps + 1):
+                learning_rate = learning_rate_at(
+                    (step - 1) / self.steps_per_epoch, self.learning_rate, self.warmup_epochs, self.num_epochs
+                )
+                for group in self.optimizer.param_groups:
+                    group["lr"] = learning_rate
 
-        for step in range(first_step + 1, self.num_steps + 1):
-            learning_rate = learning_rate_at(
-                (step - 1) / self.steps_per_epoch, self.learning_rate, self.warmup_epochs, self.num_epochs
-            )
-            for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate
+                step_loss, digests = 0.0, []
+                for micro_step in range(1, self.accumulation + 1):
+                    asked = time.perf_counter()
+                    batch = self._next_batch(step, run, interruption)
+                    data_wait += time.perf_counter() - asked
+                    self.skipped += batch.skipped
+                    step_loss += self._backward(batch, synchronised=micro_step == self.accumulation)
+                    digests.append(batch.digests)
+                gradient_norm = self.guard(step)
+                if self.average is not None:
+                    self.average.update(step)
+                bar.update()
 
-            step_loss, digests = 0.0, []
-            for micro_step in range(1, self.accumulation + 1):
-                asked = time.perf_counter()
-                batch = self._next_batch(step, run, interruption)
-                data_wait += time.perf_counter() - asked
-                self.skipped += batch.skipped
-                step_loss += self._backward(batch, synchronised=micro_step == self.accumulation)
-                digests.append(batch.digests)
-            gradient_norm = self.guard(step)
-            if self.average is not None:
-                self.average.update(step)
-            bar.update()
+                last = step == self.num_steps
+                logged = step % arguments.logging_steps == 0 or last
+                if logged:
+                    self.loss = accelerator.reduce(step_loss, "mean").item()
+                    self._count_bad(run)
+                    digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
+                    now = time.perf_counter()
+                    images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
+                    line = {
+                        "step": step,
+                        "epoch": step / self.steps_per_epoch,
+                        "loss": self.loss,
+                        "learning_rate": learning_rate,
+                        "grad_norm": gradient_norm.item(),
+                        "images_per_second": round(images_per_second, 1),
+                        "data_wait": round(data_wait, 4),
+                        "samples_digest": samples_digest(digests),
+                    }
+                    shown = {"loss": f"{self.loss:.4f}", "images/s": f"{images_per_second:.0f}"}
+                    shown["data wait"] = f"{data_wait / (now - logged_at):.0%}"
+                    if peak is not None:
+                        flops = images_per_second * training_flops(self.model.config)
+                        line["mfu"] = round(flops / (peak * accelerator.num_processes), 4)
+                        shown["MFU"] = f"{line['mfu']:.0%}"
+                    run.log(line)
+                    track(accelerator, "train", line, step)
+                    bar.set_postfix(shown)
+                    data_wait, last_logged, logged_at = 0.0, step, now
+                    if self.guard.fatal_step:
+                        self._stop_nonfinite(run)
 
-            last = step == self.num_steps
-            logged = step % arguments.logging_steps == 0 or last
-            if logged:
-                loss = accelerator.reduce(step_loss, "mean").item()
-                self._count_bad(run)
-                digests = accelerator.gather(torch.cat(digests).to(accelerator.device))
-                now = time.perf_counter()
-                images_per_second = (step - last_logged) * self.batch_size / (now - logged_at)
-                line = {
-                    "step": step,
-                    "epoch": step / self.steps_per_epoch,
-                    "loss": loss,
-                    "learning_rate": learning_rate,
-                    "grad_norm": gradient_norm.item(),
-                    "images_per_second": round(images_per_second, 1),
-                    "data_wait": round(data_wait, 4),
-                    "samples_digest": samples_digest(digests),
-                }
-                shown = {"loss": f"{loss:.4f}", "images/s": f"{images_per_second:.0f}"}
-                shown["data wait"] = f"{data_wait / (now - logged_at):.0%}"
-                if peak is not None:
-                    utilisation = images_per_second * training_flops(config) / (peak * accelerator.num_processes)
-                    line["mfu"] = round(utilisation, 4)
-                    shown["MFU"] = f"{utilisation:.0%}"
-                run.log(line)
-                track(accelerator, "train", line, step)
-                bar.set_postfix(shown)
-                data_wait, last_logged, logged_at = 0.0, step, now
-                if self.guard.fatal_step:
-                    self._stop_nonfinite(run)
-
-            due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
-            stop, due = interruption.agree(interruption.signal is not None, due)
-            paused = time.perf_counter()
-            if last or not stop:
-                self._evaluate(step, run)
-            saving = step % arguments.save_steps == 0 or last or stop or due
-            if saving:
-                self._count_bad(run)
-                self._save(step, run)
-                saved_at = time.monotonic()
-                accelerator.wait_for_everyone()
-            if stop and not last:
-                raise Interrupted(self._farewell(interruption, step))
-            first = step == first_step + 1
-            if first and not logged and not saving:
-                self._count_bad(run)
-            # Every process knows the same number then. After saving, if it is the step's turn; and after the first
-            # step, because where nothing can be read there is nothing to wait for.
-            if self.num_bad and (logged or first):
-                self._check_bad(step, run)
-            logged_at += time.perf_counter() - paused  # what is logged is the speed of training
+                due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
+                stop, due = interruption.agree(interruption.signal is not None, due)
+                paused = time.perf_counter()
+                if step % arguments.save_steps == 0 or last or stop or due:
+                    self._save(step, run)
+                    saved_at = time.monotonic()
+                if stop and not last:
+                    self._leave(interruption, step)
+                self._evaluate(step, run, interruption)
+                first = step == first_step + 1
+                if first and not logged:
+                    self._count_bad(run)
+                # Every process knows the same number then. After saving, if it is the step's turn; and after the first
+                # step, because where nothing can be read there is nothing to wait for.
+                if self.num_bad and (logged or first):
+                    self._check_bad(step, run)
+                logged_at += time.perf_counter() - paused  # what is logged is the speed of training
         runtime = time.perf_counter() - started
         run.save_model(self.model, self.average)
-        metrics, evaluations = run.read_metrics(), run.read_evaluations()
+        evaluations = on_main_process(run.read_evaluations)
         evaluated = evaluations[-1] if evaluations else {}
-        results = {
+        return {
             "steps": self.num_steps,
             "epochs": self.num_epochs,
-            "loss": metrics[-1]["loss"] if metrics else None,  # other machines do not see the directory
+            "loss": self.loss,
             **{name: value for name, value in evaluated.items() if name.startswith("eval_")},
             "nonfinite_steps": self.guard.num_nonfinite,
             "data_fingerprint": self.source.fingerprint,
@@ -510,4 +546,3 @@ class PreTraining:
             "train_runtime": round(runtime, 1),
             "images_per_second": round((self.num_steps - first_step) * self.batch_size / runtime, 1),
         }
-        return from_main_process(results)

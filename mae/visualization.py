@@ -27,6 +27,7 @@ def save_curve(
         evaluations: Lines of evaluations.jsonl, with `step` and `eval_loss`.
         label: What the latter are.
     """
+    metrics = [line for line in metrics if line["loss"] is not None]  # not finite
     steps = np.array([line["step"] for line in metrics])
     losses = np.array([line["loss"] for line in metrics], dtype=float)
     rates = [line["learning_rate"] for line in metrics]

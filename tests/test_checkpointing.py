@@ -78,22 +78,45 @@ def test_the_average_is_saved_and_restored(tmp_path):
         run.load(other, other_optimizer, restored)
 
 
+HOLD = """
+import sys
+from mae.checkpointing import RunDirectory
+from mae.errors import UserError
+try:
+    run = RunDirectory(sys.argv[1], {})
+    print("held", flush=True)
+except UserError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+
+
 def test_two_runs_in_one_directory(tmp_path):
     """Kept out while a process is in there, and no longer: a kill leaves nothing that would have to be removed."""
-    hold = "import sys; from mae.checkpointing import RunDirectory as R; r = R(sys.argv[1], {}); print(1, flush=True)"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", hold + "; sys.stdin.read()", tmp_path / "run"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-    )  # fmt: skip
-    holder.stdout.read(1)
+
+    def hold():
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        return process, process.stdout.readline()
+
+    holder, said = hold()
+    assert said == "held\n"
     before = names(tmp_path)
     for overwrite in (False, True):
         with pytest.raises(UserError, match="run is in use by a run under way: wait for it, stop it"):
             RunDirectory(tmp_path / "run", {}, overwrite)
     assert names(tmp_path) == before
     holder.kill()
-    holder.wait()
+    holder.communicate()
+    # Of one process any number; and what a refused one closes leaves the others' lock as it is.
     RunDirectory(tmp_path / "run", {})
+    with pytest.raises(UserError, match="holds another run"):
+        RunDirectory(tmp_path / "run", {"seed": 1})
+    holder, said = hold()
+    assert "in use by a run under way" in said
+    holder.kill()
+    holder.communicate()
 
 
 def test_only_complete_checkpoints_count(tmp_path):
@@ -122,14 +145,65 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, name, capsys):
     model, optimizer = trained(3)
     assert run.load(model, optimizer) == {"step": 1}
     assert torch.equal(model.mae.cls_token, trained(1)[0].mae.cls_token)
-    assert re.search(f"Passed over {run.path}/checkpoint-2, which is damaged .*\n$", capsys.readouterr().err)
+    assert re.search(f"Passed over {run.path}/checkpoint-2, which is damaged .*\n", capsys.readouterr().err)
+    # It is out of the way of what is trained again, and still there.
+    aside = run.path / "checkpoint-2.set_aside"
+    assert run.checkpoints() == [run.path / "checkpoint-1"] and aside.exists()
     # Named by its path it is an error, as is a directory in which none can be read. Nothing was changed by trying.
     before = [parameter.clone() for parameter in model.parameters()]
-    (run.path / "checkpoint-1" / name).unlink()
-    for wanted in (str(run.path / "checkpoint-2"), "auto", str(tmp_path / "nothing")):
+    (run.path / "checkpoint-1" / name).write_bytes(b"")
+    for wanted in (str(aside), "auto", str(tmp_path / "nothing")):
         with pytest.raises(UserError, match="No checkpoint can be read.*--overwrite_output_dir to start anew"):
             run.load(model, optimizer, resume_from_checkpoint=wanted)
     assert all(map(torch.equal, before, model.parameters()))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_going_on_from_an_older_one(tmp_path, damaged):
+    """Newer ones, damaged or not, neither outlive what is saved next nor take its place."""
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    model, optimizer = trained(1)
+    for step in (10, 20):
+        run.save(model, optimizer, {"step": step})
+    if damaged:
+        (run.path / "checkpoint-20" / "model.safetensors").write_bytes(b"")
+    wanted = "auto" if damaged else str(run.path / "checkpoint-10")
+    assert run.load(model, optimizer, resume_from_checkpoint=wanted) == {"step": 10}
+    path = run.save(model, optimizer, {"step": 15}, save_total_limit=1)
+    assert run.checkpoints() == [path] and run.load(model, optimizer) == {"step": 15}
+    assert run.save(model, optimizer, {"step": 20}, save_total_limit=2) in run.checkpoints()
+    assert len(run.checkpoints()) == 2 and (run.path / "checkpoint-20.set_aside").exists()
+    RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
+    assert names(run.path) == ["run.json", "run.lock"]
+
+
+def test_a_checkpoint_is_not_replaced_by_the_same(tmp_path, monkeypatch):
+    """There is no moment without it, where a run is stopped before it has made a step."""
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    model, optimizer = trained(1)
+    run.save(model, optimizer, {"step": 1})
+    monkeypatch.setattr(RunDirectory, "_remove", lambda path: pytest.fail(f"{path} is removed"))
+    run.save(model, optimizer, {"step": 1}, save_total_limit=1)
+    assert [path.name for path in run.path.glob("checkpoint*")] == ["checkpoint-1"]
+
+
+def test_what_kills_leave_is_removed(tmp_path):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    run.save(*trained(1), {"step": 1})
+    for name in ("checkpoint-7.unfinished", "checkpoint-5.removed.unfinished", "mine.unfinished"):
+        (run.path / name).mkdir()
+    RunDirectory(tmp_path / "run", {"seed": 1})
+    left = sorted(path.name for path in run.path.iterdir())
+    assert left == ["checkpoint-1", "mine.unfinished", "run.json", "run.lock"]
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    run = RunDirectory(tmp_path / "run", {"seed": 1})
+    run.log({"step": 1, "loss": float("nan"), "grad_norm": float("inf")})
+    run.finish({"loss": float("-inf")})
+    for name in ("metrics.jsonl", "train_results.json"):
+        json.loads((run.path / name).read_text(), parse_constant=lambda name: pytest.fail(name))
+    assert run.read_metrics() == [{"step": 1, "loss": None, "grad_norm": None}]
 
 
 @pytest.mark.parametrize("limit", [100, 6_000, 15_000])
