@@ -6,6 +6,8 @@ each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
 import hashlib
+import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -326,8 +328,17 @@ class PreTraining:
                     "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
                 ) from error
             finally:
-                # Ends decoding processes and reading threads, also where a traceback keeps everything else.
-                self.batches = None
+                self._end_loading()
+
+    def _end_loading(self) -> None:
+        """Ends decoding processes and reading threads, also where a traceback keeps everything else."""
+        # Torch's handler raises wherever this process is when a decoding one has failed: in here, in the middle of it.
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+        self.batches = None
+        for process in multiprocessing.active_children():
+            process.kill()  # the request to stop, which they ignore, would be waited for without end
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
 
     def _start(self, run: RunDirectory) -> int:
         """Model, optimizer and what follows them on this process's device; the step that they are of."""
