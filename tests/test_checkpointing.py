@@ -1,10 +1,10 @@
 """A run's directory: what counts as a checkpoint, what a log forgets."""
 
 import json
+import multiprocessing
 import re
 import resource
-import subprocess
-import sys
+import signal
 
 import pytest
 import torch
@@ -78,45 +78,44 @@ def test_the_average_is_saved_and_restored(tmp_path):
         run.load(other, other_optimizer, restored)
 
 
-HOLD = """
-import sys
-from mae.checkpointing import RunDirectory
-from mae.errors import UserError
-try:
-    run = RunDirectory(sys.argv[1], {})
-    print("held", flush=True)
-except UserError as error:
-    print(error, flush=True)
-sys.stdin.read()
-"""
+def hold(path, pipe):
+    """Another process in a run's directory, until it is killed."""
+    RunDirectory._locks.clear()  # a fork takes the dictionary over, and not the locks
+    try:
+        RunDirectory(path, {})
+        pipe.send("held")
+    except UserError as error:
+        pipe.send(str(error))
+    signal.pause()
 
 
 def test_two_runs_in_one_directory(tmp_path):
     """Kept out while a process is in there, and no longer: a kill leaves nothing that would have to be removed."""
+    context = multiprocessing.get_context("fork")
 
-    def hold():
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, tmp_path / "run"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        return process, process.stdout.readline()
+    def another():
+        ours, theirs = context.Pipe()
+        process = context.Process(target=hold, args=(tmp_path / "run", theirs), daemon=True)
+        process.start()
+        return process, ours.recv()
 
-    holder, said = hold()
-    assert said == "held\n"
+    holder, said = another()
+    assert said == "held"
     before = names(tmp_path)
     for overwrite in (False, True):
         with pytest.raises(UserError, match="run is in use by a run under way: wait for it, stop it"):
             RunDirectory(tmp_path / "run", {}, overwrite)
     assert names(tmp_path) == before
     holder.kill()
-    holder.communicate()
+    holder.join()
     # Of one process any number; and what a refused one closes leaves the others' lock as it is.
     RunDirectory(tmp_path / "run", {})
     with pytest.raises(UserError, match="holds another run"):
         RunDirectory(tmp_path / "run", {"seed": 1})
-    holder, said = hold()
-    assert "in use by a run under way" in said
+    holder, said = another()
     holder.kill()
-    holder.communicate()
+    holder.join()
+    assert "in use by a run under way" in said
 
 
 def test_only_complete_checkpoints_count(tmp_path):
