@@ -18,7 +18,7 @@ PROJECT = "mae"
 
 def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any], first_step: int) -> None:
     """
-    Starts them.
+    Starts them, on the main process.
 
     Args:
         path: The run's directory. Runs of the same directory and configuration are one run.
@@ -39,8 +39,7 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
         name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flatten(config).items()
     }
     try:
-        if accelerator.is_main_process:
-            (path / LOGS_FOLDER).mkdir(exist_ok=True)
+        (path / LOGS_FOLDER).mkdir(exist_ok=True)
         accelerator.init_trackers(PROJECT, None if first_step else flat, options)
     except Exception as error:  # each has its own
         names = " ".join(str(name) for name in accelerator.log_with)

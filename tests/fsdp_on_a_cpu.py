@@ -13,7 +13,7 @@ import accelerate.state
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from mae.optimization import GuardedStep
@@ -66,6 +66,8 @@ if __name__ == "__main__":
     def start_and_look(self, run):
         step = begin(self, run)
         assert self.accelerator.is_fsdp2
+        # Accelerate's own would cast inputs, noise and loss with a mixed precision.
+        assert self.accelerator.state.fsdp_plugin.mixed_precision_policy == MixedPrecisionPolicy()
         parameters = [parameter for parameter in self.model.parameters() if parameter.numel() > 1]
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
         check_scaler()
