@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, file_exists
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -468,6 +469,19 @@ class MAEPreTrainedModel(PreTrainedModel):
         if push_to_hub:
             repo_id = hub_kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self.push_to_hub(repo_id, **hub_kwargs, **kwargs)
+
+    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
+        # Of push_to_hub. A processor that the repository has is kept; a card that is new says what the model is.
+        there = {name: kwargs.get(name) for name in ("revision", "token")}
+        if file_exists(repo_id, "preprocessor_config.json", **there):
+            os.remove(os.path.join(working_dir, "preprocessor_config.json"))
+        path = os.path.join(working_dir, "README.md")
+        if not file_exists(repo_id, "README.md", **there):
+            card, is_classifier = ModelCard.load(path), isinstance(self, MAEForImageClassification)
+            card.data.pipeline_tag = "image-classification" if is_classifier else "image-feature-extraction"
+            card.data.tags = [*(card.data.tags or []), "mae", "masked-autoencoder"]
+            card.save(path)
+        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
 
     def _check_pixel_values(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
         """The patch grid of a batch of images, or an error that says what is wrong with them."""

@@ -18,19 +18,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError
 from transformers.utils import logging
 
 from configuration_mae import MAEConfig, to_pair
 from mae.arguments import parse_arguments, parse_overrides
+from mae.cards import converted_card, write_card
 from mae.comparison import compare_forward
 from mae.conversion import LAYOUTS, describe_mapping, spelling_of
 from mae.errors import UserError, first_line
 from mae.exporting import check_expressible, lost_in, our_state, save_checkpoint
 from mae.loading import Found, build, make_plan, summarise
 from mae.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
-from modeling_mae import MAEForImageClassification, MAEPreTrainedModel
+from modeling_mae import MAEPreTrainedModel
 
 
 @dataclass
@@ -42,6 +42,10 @@ class ConversionArguments:
     )
     to_layout: str = field(default="mae", metadata={"aliases": ["--to"], "help": f"{', '.join(LAYOUTS)}."})
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Read a model on the Hub that has no safetensors from its pickle; no code in it is run."},
+    )
     config_overrides: str | None = field(
         default=None,
         metadata={
@@ -71,7 +75,7 @@ def main() -> None:
     if arguments.image_size is not None:
         overrides["image_size"] = arguments.image_size[0] if len(arguments.image_size) == 1 else arguments.image_size
     layout, target = (None if arguments.from_layout == "auto" else arguments.from_layout), arguments.to_layout
-    weights = read_weights(arguments.input, arguments.model_revision)
+    weights = read_weights(arguments.input, arguments.model_revision, arguments.allow_pickle)
     plan = make_plan(weights, layout=layout, inflate_channels=arguments.inflate_channels, **overrides)
     model, found = build(plan), plan.found
     check_expressible(model, target)
@@ -94,7 +98,7 @@ def main() -> None:
             (unfinished / PROCESSOR_FILE).write_text(json.dumps(weights.processor, indent=2) + "\n", encoding="utf-8")
         save_checkpoint(model, unfinished, target)
         if target == "mae":
-            make_card(model, arguments.input, found).save(unfinished / "README.md")
+            write_card(unfinished, make_card(model, arguments.input, found))
         written = read_weights(next(unfinished.glob("*.pth"), unfinished))
         again = build(make_plan(written, layout=target))
         check_equal(again, model)
@@ -151,40 +155,11 @@ def fits_processor(model: MAEPreTrainedModel, weights: Weights) -> bool:
     return to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
 
 
-def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> ModelCard:
-    """The beginning of a model card."""
-    is_classifier = isinstance(model, MAEForImageClassification)
+def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> str:
     path = Path(source).expanduser()
     on_the_hub = not path.exists()
     name = hub_name(source) if on_the_hub else path.resolve().name  # where it lies is nobody's business
-    data = ModelCardData(
-        library_name="transformers",
-        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
-        tags=["mae", "masked-autoencoder"],
-        base_model=name if on_the_hub else None,
-    )
-    auto_class = "AutoModelForImageClassification" if is_classifier else "AutoModel"
-    report = "\n".join(f"    {line}" for line in str(replace(found, source=name)).splitlines())
-    return ModelCard(
-        f"""---
-{data.to_yaml()}
----
-# Masked Autoencoder
-
-Converted from `{name}`:
-
-{report}
-
-```python
-from transformers import AutoImageProcessor, {auto_class}
-
-model = {auto_class}.from_pretrained("PATH_OR_NAME", trust_remote_code=True)
-processor = AutoImageProcessor.from_pretrained("PATH_OR_NAME")
-```
-
-The licence is that of the original weights.
-"""
-    )
+    return converted_card(model, name, name if on_the_hub else None, str(replace(found, source=name)))
 
 
 if __name__ == "__main__":

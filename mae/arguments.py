@@ -27,7 +27,7 @@ from mae.settings import LABEL_FIELDS
 
 # A flag on the command line -> what of a recipe file it takes the place of, beside itself.
 _REPLACED = {
-    "model_name_or_path": ("model_size", "config_overrides", "image_size", "patch_size"),
+    "model_name_or_path": ("model_revision", "model_size", "config_overrides", "image_size", "patch_size"),
     "model_size": ("config_overrides",),
 }
 
@@ -83,6 +83,13 @@ class PreTrainingRecipe:
             "help": "Checkpoint to go on from, of any layout: a directory, a file or a model on the Hub. Default: a "
             "model from scratch."
         },
+    )
+    model_revision: str | None = field(
+        default=None, metadata={"help": "Branch, tag or commit of a model on the Hub; resolved to a commit."}
+    )
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Read a model on the Hub that has no safetensors from its pickle; no code in it is run."},
     )
     model_size: str | None = field(
         default=None,
@@ -153,6 +160,8 @@ class PreTrainingRecipe:
             raise UserError("--dataset_name and --train_dir exclude each other: give one of them.")
         if self.validation_dir is not None and self.train_dir is None:
             raise UserError("--validation_dir goes with --train_dir; a data set has its own splits.")
+        if self.model_revision is not None and self.model_name_or_path is None:
+            raise UserError("--model_revision goes with --model_name_or_path.")
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             if value is not None and len(value) not in (1, 2):
@@ -238,7 +247,27 @@ class RunArguments:
         metadata={"help": "auto: the newest checkpoint of the output directory; none: a start anew; or a path."},
     )
     data_retry_minutes: float = field(
-        default=10, metadata={"help": "How long data is waited for that a fault of the network keeps away."}
+        default=10,
+        metadata={"help": "How long faults of the network are waited out, of data, weights and the last push."},
+    )
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "Push the model to the Hub, with card, pictures, recipe and metrics. Needs a login."},
+    )
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "Repository, owner/name. Default: yours, named as the output directory."}
+    )
+    hub_private_repo: bool | None = field(
+        default=None, metadata={"help": "Make the repository private. Default: what its owner's default is."}
+    )
+    hub_revision: str | None = field(
+        default=None, metadata={"help": "Branch to push to, which is made if it does not exist. Default: main."}
+    )
+    hub_strategy: str = field(
+        default="end", metadata={"help": "end: push once; every_save: also with each checkpoint, in the background."}
+    )
+    hub_license: str | None = field(
+        default=None, metadata={"help": "Licence of your weights for the card, as apache-2.0. Default: unknown."}
     )
     max_nonfinite_steps: int = field(
         default=0,
@@ -261,6 +290,8 @@ class RunArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1.")
+        if self.hub_strategy not in ("end", "every_save"):
+            raise UserError(f"--hub_strategy {self.hub_strategy}: wanted is end or every_save.")
         if self.bf16 and self.fp16:
             raise UserError("--bf16 and --fp16 exclude each other: give one of them.")
         if self.save_minutes is not None and not self.save_minutes > 0:
@@ -388,7 +419,10 @@ def parse_arguments(
     unknown = [argument for argument in unknown if argument.startswith("-")] or unknown
     if unknown:
         known = [f"--{name}" for name in [*names, "recipe"]]
-        raise UserError(f"unknown argument {unknown[0]}.{_nearest(unknown[0].split('=')[0], known)}")
+        name = unknown[0].split("=")[0]
+        if name == "--hub_token":
+            raise UserError("--hub_token would be seen by others: log in with `hf auth login`, or set HF_TOKEN.")
+        raise UserError(f"unknown argument {name}.{_nearest(name, known)}")
     _tell_trainer_flags(flags)
     recipe = flags.recipe
     if recipe is None and default_recipe and flags.dataset_name is None and flags.train_dir is None:

@@ -15,8 +15,8 @@ A run's directory: whose it is, its log, its checkpoints.
     nonfinite-N/         the same, before a step that ended the run because its gradient was not finite
     train_results.json   written last: the mark of a finished run
 
-beside the final model and its pictures. The main process alone reads and writes it: the others may be on machines that
-do not see it.
+beside the final model, its pictures and its card, README.md. The main process alone reads and writes it: the others
+may be on machines that do not see it.
 """
 
 import json
@@ -70,6 +70,8 @@ RESULTS_FILE = "train_results.json"
 OPTIMIZER_FILE = "optimizer.pt"
 STATE_FILE = "trainer_state.json"
 WEIGHTS_FILE = "model.safetensors"
+# What a push under way takes its files from.
+PUSH_FOLDER = "hub_push" + UNFINISHED
 AVERAGE_FOLDER = "ema"  # in a checkpoint
 PICTURES_FOLDER = "reconstructions"
 CURVE_FILE = "loss_curve.png"
@@ -88,6 +90,7 @@ _FILES = (
     LOGS_FOLDER,
     SKIPPED_FILE,
     RESULTS_FILE,
+    PUSH_FOLDER.removesuffix(UNFINISHED),
     CURVE_FILE,
     RECONSTRUCTION_FILE,
     "config.json",

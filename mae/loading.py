@@ -75,6 +75,7 @@ class Found:
         changed: What was resampled, inflated or ignored.
         new: Names of the model's tensors that were newly initialised.
         unused: Names of tensors, by ours, that the model has no place for.
+        revision: The commit, where it comes from the Hub.
     """
 
     source: str
@@ -85,6 +86,7 @@ class Found:
     changed: list[str] = field(default_factory=list)
     new: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    revision: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.source}: {self.layout} layout, {self.num_tensors} tensors, {self.description}"]
@@ -140,8 +142,10 @@ def load_checkpoint(
     *,
     layout: str | None = None,
     revision: str | None = None,
+    allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
     inflate_channels: str | None = None,
+    retry_minutes: float = 0,
     **overrides: Any,
 ) -> tuple[MAEPreTrainedModel, Found]:
     """
@@ -154,8 +158,10 @@ def load_checkpoint(
             classifier, else [`MAEModel`]. Of another class, what the checkpoint lacks is newly initialised.
         layout: A name of [`LAYOUTS`]; recognised by default.
         revision: Branch, tag or commit on the Hub.
+        allow_pickle: Whether to read a pickle from the Hub, with `weights_only`, where it has no safetensors.
         dtype: Default: that of the checkpoint, or float32 where it has several.
         inflate_channels: "mean" or "repeat", where `num_channels` is overridden: see [`inflate`].
+        retry_minutes: How long faults of the network are waited out.
         overrides:
             Fields of the configuration. Settings that no tensor tells (heads, `norm_pix_loss`) where the checkpoint
             has no configuration. Another `image_size` resamples the positions; another `patch_size` or `num_labels`
@@ -167,7 +173,7 @@ def load_checkpoint(
     Raises:
         UserError: for what cannot be read, and listing every tensor that is unknown, missing or of the wrong shape.
     """
-    weights = read_weights(name_or_path, revision)
+    weights = read_weights(name_or_path, revision, allow_pickle, retry_minutes)
     plan = make_plan(weights, model_class, layout=layout, inflate_channels=inflate_channels, **overrides)
     return build(plan, dtype), plan.found
 
@@ -238,7 +244,7 @@ def make_plan(
     has_classifier = has_part(state, "head") or has_part(state, "fc_norm")
     own_class = MAEForImageClassification if has_classifier else MAEModel
     own_class = MAEForPreTraining if has_decoder else own_class
-    found = Found(weights.source, layout, len(weights.tensors), changed=list(weights.notes))
+    found = Found(weights.source, layout, len(weights.tensors), changed=list(weights.notes), revision=weights.revision)
 
     own, fields = _own_config(weights, layout, state, overrides, found)
     wanted, image_size = _wanted_fields(weights.source, own, fields, overrides, inflate_channels, found)

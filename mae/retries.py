@@ -18,7 +18,7 @@ FIRST_DELAY, LONGEST_DELAY = 1.0, 60.0
 _CONNECTION_ERRORS = {"TransportError", "ClientConnectionError", "ClientPayloadError", "ChunkedEncodingError"}
 _WHAT_TO_DO = {
     401: "log in with `hf auth login`, or set HF_TOKEN",
-    403: "ask for access on its page, with the account of your token",
+    403: "ask for access on its page, with the account of your token, or for a token with the right to do this",
     404: "check the name, and that your token may see it",
 }
 
@@ -49,6 +49,7 @@ def is_transient(error: BaseException) -> bool:
         return status in (408, 429) or status >= 500
     return any(
         isinstance(cause, (ConnectionError, TimeoutError))
+        or "CAS service error" in str(cause)  # of hf_xet, a RuntimeError for whatever its server or network does
         or _CONNECTION_ERRORS & {base.__name__ for base in type(cause).__mro__}
         for cause in _chain(error)
     )

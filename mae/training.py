@@ -9,7 +9,7 @@ import hashlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -45,10 +45,10 @@ from modeling_mae import MAEForPreTraining
 STATISTICS_IMAGES = 1000
 
 
-def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | None]:
+def build_model(recipe: PreTrainingRecipe, retry_minutes: float = 0) -> tuple[MAEForPreTraining, Found | None]:
     """
     The model that a recipe names, from scratch, or from a checkpoint with what was found in it. The seed decides the
-    weights that are new.
+    weights that are new; faults of the network are waited out for `retry_minutes`.
 
     Raises:
         UserError: for an impossible configuration, and for one that does not fit the checkpoint.
@@ -80,7 +80,10 @@ def build_model(recipe: PreTrainingRecipe) -> tuple[MAEForPreTraining, Found | N
         recipe.model_name_or_path,
         MAEForPreTraining,
         dtype=torch.float32,
+        revision=recipe.model_revision,
+        allow_pickle=recipe.allow_pickle,
         inflate_channels=recipe.inflate_channels,
+        retry_minutes=retry_minutes,
         **fields,
     )
 
@@ -219,7 +222,8 @@ class PreTraining:
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
         replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name", "streaming"}
         replaced |= {"train_dir", "validation_dir"}
-        replaced |= {"model_name_or_path", "model_size", "inflate_channels", "image_mean", "image_std"}
+        replaced |= {"model_name_or_path", "model_revision", "allow_pickle", "model_size", "inflate_channels"}
+        replaced |= {"image_mean", "image_std"}
         replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
         if self.recipe.max_steps > 0:
             replaced.add("num_train_epochs")
@@ -241,7 +245,8 @@ class PreTraining:
         flags = asdict(self.recipe) | asdict(self.arguments)
         # Or the launcher's.
         flags |= {precision: self.accelerator.mixed_precision == precision for precision in ("bf16", "fp16")}
-        for name in ("output_dir", "overwrite_output_dir", "resume_from_checkpoint"):
+        where = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
+        for name in [name for name in flags if name in where or name.startswith(("hub_", "push_to_hub"))]:
             del flags[name]
         if self.recipe.train_dir is None:
             flags["dataset_revision"] = self.source.revision
@@ -300,9 +305,12 @@ class PreTraining:
                 "mend or remove them, or raise that, and the run goes on from its last checkpoint."
             )
 
-    def train(self, run: RunDirectory) -> dict:
+    def train(self, run: RunDirectory, after_save: Callable[[int], None] | None = None) -> dict:
         """
         Trains to the end, from a checkpoint if there is one, and writes the model.
+
+        Args:
+            after_save: Called by every process with the step of a checkpoint, once evaluators have had their turn.
 
         Returns:
             Steps, epochs, loss of the last logged step, what the evaluators found last, and speed.
@@ -314,7 +322,7 @@ class PreTraining:
         """
         with Interruption(process_timeout(self.arguments)) as interruption:
             try:
-                return self._train(run, interruption)
+                return self._train(run, interruption, after_save)
             except RuntimeError as error:
                 if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise RunError(
@@ -452,7 +460,7 @@ class PreTraining:
         run.log(line, EVALUATIONS_FILE)
         track(self.accelerator, "eval", {name.removeprefix("eval_"): value for name, value in found.items()}, step)
 
-    def _train(self, run: RunDirectory, interruption: Interruption) -> dict:
+    def _train(self, run: RunDirectory, interruption: Interruption, after_save: Callable[[int], None] | None) -> dict:
         accelerator, arguments = self.accelerator, self.arguments
         first_step = self._start(run)
         run.cut_metrics(first_step)
@@ -528,12 +536,15 @@ class PreTraining:
                 due = arguments.save_minutes is not None and time.monotonic() - saved_at > 60 * arguments.save_minutes
                 stop, due = interruption.agree(interruption.signal is not None, due)
                 paused = time.perf_counter()
-                if step % arguments.save_steps == 0 or last or stop or due:
+                saved = step % arguments.save_steps == 0 or last or stop or due
+                if saved:
                     self._save(step, run)
                     saved_at = time.monotonic()
                 if stop and not last:
                     self._leave(interruption, step)
                 self._evaluate(step, run, interruption)
+                if saved and not last and after_save is not None:
+                    after_save(step)
                 first = step == first_step + 1
                 if first and not logged:
                     self._count_bad(run)

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,17 +32,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mae.errors import UserError, first_line
+from mae.retries import Patience
 
 
 CONFIG_FILE = "config.json"
 PROCESSOR_FILE = "preprocessor_config.json"
 # The names that transformers and timm give to weights, best first; an index names the parts of a divided file.
-_WEIGHTS_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+_SAFE_FILES = ("model.safetensors", "model.safetensors.index.json")
+_PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_WEIGHTS_FILES = _SAFE_FILES + _PICKLE_FILES
 _TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".pth.tar")
 # Bases of the Hub's error: OSError, and the HTTPError of the library that carries its requests, which has changed.
 _CONNECTION_ERRORS = HfHubHTTPError.__bases__
@@ -63,6 +62,7 @@ class Weights:
         processor: `preprocessor_config.json`, if there is one.
         metadata: What the file itself says: safetensors metadata, or `args` and `config` of a torch file.
         notes: What the user should know of the reading.
+        revision: The commit, where they come from the Hub.
     """
 
     source: str
@@ -71,11 +71,22 @@ class Weights:
     processor: dict[str, Any] | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    revision: str | None = None
 
 
-def read_weights(name_or_path: str | Path, revision: str | None = None) -> Weights:
+def read_weights(
+    name_or_path: str | Path,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    retry_minutes: float = 0,
+) -> Weights:
     """
     The weights of a file (.safetensors, .pth, .pt, .bin), of a directory or of a model on the Hub.
+
+    Args:
+        revision: Branch, tag or commit on the Hub; all files are of the commit that it names at the start.
+        allow_pickle: Whether to read a pickle from the Hub, with `weights_only`, where it has no safetensors.
+        retry_minutes: How long faults of the network are waited out.
 
     Raises:
         UserError: for what does not exist, is broken, or holds anything but finite floating point tensors.
@@ -92,7 +103,7 @@ def read_weights(name_or_path: str | Path, revision: str | None = None) -> Weigh
     elif is_file:
         weights = _read_file(path)
     else:
-        weights = _read_hub(str(name_or_path), revision)
+        weights = _read_hub(str(name_or_path), revision, allow_pickle, retry_minutes)
     _check_tensors(weights)
     if all(name.startswith("module.") for name in weights.tensors):  # of a model wrapped by DistributedDataParallel
         weights.tensors = {name.removeprefix("module."): tensor for name, tensor in weights.tensors.items()}
@@ -274,22 +285,33 @@ def hub_name(name: str) -> str:
     return name.removesuffix("/")
 
 
-def _read_hub(name: str, revision: str | None) -> Weights:
+def _read_hub(name: str, revision: str | None, allow_pickle: bool, retry_minutes: float) -> Weights:
     asked, name = name if name.isprintable() else repr(name), hub_name(name)
     here = f"{asked} is neither a file nor a directory here"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".safetensors", *_TORCH_SUFFIXES)):
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).")
-    notes = []
+    notes, patience = [], Patience(asked, retry_minutes)
+
+    def download(file: str, revision: str | None) -> Path:
+        while True:
+            try:
+                path = Path(hf_hub_download(name, file, revision=revision))
+                patience.succeeded()
+                return path
+            except Exception as error:
+                if not patience.wait(error):
+                    raise
+
     try:
-        config = Path(hf_hub_download(name, CONFIG_FILE, revision=revision))
+        config = download(CONFIG_FILE, revision)
         # The same commit for all files, whatever is pushed in between.
         sha = config.parent.name
-        weights = _download_first(name, sha)
+        weights = _download_first(download, sha, _WEIGHTS_FILES if allow_pickle else _SAFE_FILES)
         if weights.name.endswith(".index.json"):
             for part in sorted(set(_read_index(weights).values())):
-                hf_hub_download(name, part, revision=sha)
+                download(part, sha)
         try:
-            hf_hub_download(name, PROCESSOR_FILE, revision=sha)
+            download(PROCESSOR_FILE, sha)
         except LocalEntryNotFoundError:
             if not constants.HF_HUB_OFFLINE:
                 raise
@@ -309,9 +331,12 @@ def _read_hub(name: str, revision: str | None) -> Weights:
     except RevisionNotFoundError:
         raise UserError(f"{asked} has no revision {revision} on the Hub: give a branch, a tag or a commit.") from None
     except EntryNotFoundError:
+        pickles = (
+            "" if allow_pickle else ". Pickles from the Hub are read with allow_pickle=True (--allow_pickle) only"
+        )
         raise UserError(
-            f"{asked} on the Hub lacks {CONFIG_FILE} or weights ({', '.join(_WEIGHTS_FILES)}): to load another file, "
-            "download that and name it."
+            f"{asked} on the Hub lacks {CONFIG_FILE} or weights ({', '.join(_SAFE_FILES)}): to load another file, "
+            f"download that and name it{pickles}."
         ) from None
     except HFValidationError:
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).") from None
@@ -319,14 +344,15 @@ def _read_hub(name: str, revision: str | None) -> Weights:
         raise UserError(f"{asked} cannot be loaded from the Hub now: {first_line(error)}") from None
     read = _read_model(f"{name} at {sha[:12]}", weights)
     read.notes += notes
+    read.revision = sha
     return read
 
 
-def _download_first(name: str, sha: str) -> Path:
+def _download_first(download: Callable[[str, str], Path], sha: str, files: tuple[str, ...]) -> Path:
     """The best file of weights that the repository has."""
-    for file in _WEIGHTS_FILES:
+    for file in files:
         try:
-            return Path(hf_hub_download(name, file, revision=sha))
+            return download(file, sha)
         except LocalEntryNotFoundError:
             # Offline, the next one may be in the cache. Otherwise the Hub did not answer: another file is no answer.
             if not constants.HF_HUB_OFFLINE:
@@ -335,4 +361,4 @@ def _download_first(name: str, sha: str) -> Path:
             pass
     if constants.HF_HUB_OFFLINE:
         raise LocalEntryNotFoundError("offline (HF_HUB_OFFLINE), and its weights are not in the cache.")
-    raise EntryNotFoundError(f"none of {', '.join(_WEIGHTS_FILES)}")
+    raise EntryNotFoundError(f"none of {', '.join(files)}")

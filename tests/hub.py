@@ -4,7 +4,8 @@ and to load, as a real server for the real clients, with faults on demand.
 
     with Hub(folder) as hub:
         subprocess.run([...], env=hub.environment(folder / "home"))
-        hub.fault("GET", r"/cdn/", status=503, times=2)     # or drop_after=bytes, delay=seconds
+        hub.fault("GET", r"/cdn/", status=503, times=2)     # or drop_after=bytes, delay=seconds, before=function
+        hub.users.pop(token)                                # which has expired
         hub.requests                                        # what was asked, in order
 
 Large files go through LFS and, as on the real Hub, to another origin. The clients read their variables when they are
@@ -22,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -97,6 +99,7 @@ class Fault:
     status: int | None
     drop_after: int | None
     delay: float
+    before: Callable[[], object] | None
 
 
 @dataclass
@@ -129,14 +132,14 @@ class Hub:
         page_size: Entries of one page of a listing.
     """
 
-    # Token -> user, and whether it may write: to the user's own namespace and to "org".
-    users = {WRITE_TOKEN: ("me", True), OTHER_TOKEN: ("other", True), READ_TOKEN: ("me", False)}
     organisation = "org"
 
     def __init__(self, folder: Path, page_size: int = 1000):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.page_size = page_size
+        # Token -> user, and whether it may write: to the user's own namespace and to "org".
+        self.users = {WRITE_TOKEN: ("me", True), OTHER_TOKEN: ("other", True), READ_TOKEN: ("me", False)}
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
@@ -181,12 +184,13 @@ class Hub:
         status: int | None = None,
         drop_after: int | None = None,
         delay: float = 0,
+        before: Callable[[], object] | None = None,
     ) -> None:
         """
         Lets the next `times` requests whose method is `method` and whose path holds `pattern` (a regular expression)
-        end with a status, break off after a number of bytes of the body, or wait for some seconds.
+        end with a status, break off after a number of bytes of the body, or wait, some seconds or for a function.
         """
-        self.faults.append(Fault(method, pattern, times, status, drop_after, delay))
+        self.faults.append(Fault(method, pattern, times, status, drop_after, delay, before))
 
     def blob(self, key: str) -> Path:
         return self.folder / key
@@ -214,6 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         ("GET", _REPOSITORY + r"/tree/([^/]+)(?:/(.*))?", "tree"),
         ("POST", _REPOSITORY + r"/paths-info/([^/]+)", "paths_info"),
         ("GET", _REPOSITORY + r"/refs", "refs"),
+        ("GET", _REPOSITORY + r"/auth-check(/write)?", "auth_check"),
         ("POST", _REPOSITORY + r"/(branch|tag)/([^/]+)", "add_ref"),
         ("POST", _REPOSITORY + r"/preupload/([^/]+)", "preupload"),
         ("POST", _REPOSITORY + r"/commit/([^/]+)", "commit"),
@@ -235,6 +240,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.most_active = max(hub.active, hub.most_active)
         try:
             time.sleep(self.fault.delay)
+            if self.fault.before is not None:
+                self.fault.before()
             size, drop_after = int(self.headers.get("Content-Length") or 0), self.fault.drop_after
             self.body = self.rfile.read(size if drop_after is None else min(drop_after, size))
             if drop_after is not None and size:
@@ -274,7 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if fault.times and fault.method == self.command and re.search(fault.pattern, self.path):
                     fault.times -= 1
                     return fault
-        return Fault("", "", 0, None, None, 0)
+        return Fault("", "", 0, None, None, 0, None)
 
     def _hang_up(self) -> None:
         self.close_connection = True
@@ -374,6 +381,10 @@ class _Handler(BaseHTTPRequestHandler):
                 "siblings": [{"rfilename": path} for path in repository.commits[sha].files],
             }
         )
+
+    def auth_check(self, kind: str, name: str, write: str | None) -> None:
+        self._repository(kind, name, write=write is not None)
+        self._answer({})
 
     # Listings
 

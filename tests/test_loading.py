@@ -70,10 +70,10 @@ def make_config(**fields):
     return MAEConfig(**{**tiny, **fields})
 
 
-def make_model(kind):
+def make_model(kind, **others):
     cls, fields = KINDS[kind]
     torch.manual_seed(0)
-    model = cls(make_config(**fields)).eval()
+    model = cls(make_config(**fields, **others)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -219,16 +219,6 @@ def test_frozen_checkpoints(kind):
     assert keys
     for key in keys:
         close(outputs[key], expected[f"output.{key}"])
-
-
-def test_push_to_hub(tmp_path, monkeypatch):
-    pushed = []
-    monkeypatch.setattr(MAEModel, "push_to_hub", lambda self, repo_id, **kwargs: pushed.append((repo_id, kwargs)))
-    model = make_model("encoder")
-    model.save_pretrained(tmp_path / "name", push_to_hub=True, commit_message="Better")
-    model.save_pretrained(tmp_path / "name", push_to_hub=True, repo_id="org/other")
-    assert pushed == [("name", {"commit_message": "Better"}), ("org/other", {})]
-    assert sorted(path.name for path in (tmp_path / "name").iterdir()) == FILES
 
 
 def test_other_processes_write_nothing(tmp_path):

@@ -342,9 +342,24 @@ def on_the_hub(tmp_path_factory):
 
 @pytest.mark.parametrize("name, revision", [("whole", "v1"), ("parts", None), ("torch", None)])
 def test_models_on_the_hub(name, revision, on_the_hub):
-    model, found = load_checkpoint(f"me/{name}", revision=revision)
+    model, found = load_checkpoint(f"me/{name}", revision=revision, allow_pickle=name == "torch")
     assert_same_state(model, load_checkpoint(on_the_hub / "whole")[0])
     assert found.source.startswith(f"me/{name} at ") and found.layout == "vit_mae"
+    assert found.revision == HfApi().model_info(f"me/{name}", revision=revision).sha
+
+
+def test_pickles_of_the_hub_are_not_even_downloaded(on_the_hub, hub: Hub):
+    with pytest.raises(UserError, match=r"lacks config.json or weights \(model.safetensors.*--allow_pickle"):
+        load_checkpoint("me/torch")
+    assert not [request for request in hub.requests if ".bin" in request.path]
+
+
+def test_a_passing_fault_is_waited_out(on_the_hub, hub: Hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mae.retries.FIRST_DELAY", 0.01)
+    hub.fault("GET", r"/cdn/", status=503, times=2)
+    load_checkpoint("me/whole", revision="v1", retry_minutes=1)
+    assert "503" in capsys.readouterr().err
 
 
 def test_our_models_on_the_hub(hub: Hub):
@@ -375,6 +390,7 @@ def test_a_file_that_the_hub_does_not_give_now_is_no_missing_one(hub: Hub, tmp_p
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
     upload("now-and-then", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client, between five attempts of its own
     for file in ("model.safetensors", "preprocessor_config.json"):
         hub.fault("HEAD", rf"/resolve/.*/{file}$", status=500, times=99)
         with pytest.raises(UserError, match="cannot be asked for it"):
@@ -396,8 +412,8 @@ def test_offline_without_the_processor(hub: Hub, tmp_path, monkeypatch):
 
 
 def test_names_as_people_copy_them(on_the_hub):
-    for name in ("hf-hub:me/torch", "https://huggingface.co/me/torch", "me/torch/"):
-        assert load_checkpoint(name)[1].source.startswith("me/torch at ")
+    for name in ("hf-hub:me/parts", "https://huggingface.co/me/parts", "me/parts/"):
+        assert load_checkpoint(name)[1].source.startswith("me/parts at ")
 
 
 def test_what_the_hub_does_not_give(on_the_hub, hub: Hub, monkeypatch, tmp_path):
@@ -439,12 +455,12 @@ def test_faults_of_the_hub(status, hub: Hub, tmp_path, monkeypatch):
 
 
 def test_offline_once_cached(on_the_hub):
-    load_checkpoint("me/torch")
+    load_checkpoint("me/whole", revision="v1")
     code = """
 from mae.errors import UserError
 from mae.loading import load_checkpoint
 
-print(load_checkpoint("me/torch")[1])
+print(load_checkpoint("me/whole", revision="v1")[1])
 try:
     load_checkpoint("me/never")
 except UserError as error:
@@ -452,7 +468,7 @@ except UserError as error:
 """
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert "me/torch at " in done.stdout and "vit_mae layout" in done.stdout, done.stderr
+    assert "me/whole at " in done.stdout and "vit_mae layout" in done.stdout, done.stderr
     assert "me/never is neither a file nor a directory here, and the Hub cannot be asked for it" in done.stdout
 
 

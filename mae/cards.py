@@ -1,0 +1,384 @@
+"""
+Model cards: what a model is, how it was made and how to use it, as README.md of its directory.
+
+A card that was written here ends with a line that holds a hash of the rest, so that one that somebody has edited is
+told from it and left alone. The name of the repository is put in where it is pushed.
+"""
+
+import hashlib
+import re
+import textwrap
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from configuration_mae import MAEConfig, to_pair
+from modeling_mae import MAEForImageClassification, MAEModel, MAEPreTrainedModel
+
+
+CARD_FILE = "README.md"
+# Stands for the repository in a card that has not been pushed.
+PLACEHOLDER = "OWNER/NAME"
+_SEAL = re.compile(r"\n<!-- Generated, (\w{32}): an edited card is not overwritten\. -->\n\Z")
+_PAPER = "[He et al. 2021](https://arxiv.org/abs/2111.06377)"
+_CITATION = """\
+```bibtex
+@article{he2021masked,
+  title   = {Masked Autoencoders Are Scalable Vision Learners},
+  author  = {He, Kaiming and Chen, Xinlei and Xie, Saining and Li, Yanghao and Doll{\\'a}r, Piotr and Girshick, Ross},
+  journal = {arXiv:2111.06377},
+  year    = {2021}
+}
+```"""
+
+
+def _hash(text: str) -> str:
+    # Git and editors change ends of lines and of the file, which is no edit.
+    lines = [line.rstrip() for line in text.strip().splitlines()]
+    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+def seal(text: str) -> str:
+    """A card with the line that tells it from an edited one."""
+    return f"{text.rstrip()}\n\n<!-- Generated, {_hash(text)}: an edited card is not overwritten. -->\n"
+
+
+def is_generated(text: str) -> bool:
+    """Whether a card is as it was written here."""
+    text = text.replace("\r\n", "\n").rstrip() + "\n"
+    found = _SEAL.search(text)
+    return found is not None and found[1] == _hash(text[: found.start()])
+
+
+def with_name(text: str, repo_id: str, revision: str | None = None) -> str:
+    """
+    A card with the repository's name in the place of [`PLACEHOLDER`], and in what loads the model its branch, if that
+    is another than main.
+    """
+    generated = is_generated(text)
+    pinned = f'"{repo_id}"' + (f', revision="{revision}"' if revision is not None else "")
+    text = text.replace(f'"{PLACEHOLDER}"', pinned).replace(PLACEHOLDER, repo_id)
+    return seal(_SEAL.sub("", text)) if generated else text
+
+
+def write_card(folder: Path, text: str) -> None:
+    """Writes README.md, unless there is one that somebody has written or edited."""
+    path = folder / CARD_FILE
+    if not path.exists() or is_generated(path.read_text(encoding="utf-8", errors="replace")):
+        path.write_text(text, encoding="utf-8")
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    rows = [(name, str(value)) for name, value in rows if value is not None]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
+
+
+def _sides(value: Any) -> str:
+    return " x ".join(map(str, to_pair(value)))
+
+
+def describe_encoder(config: MAEConfig) -> str:
+    """Its sizes, in words."""
+    channels = "" if config.num_channels == 3 else f", {config.num_channels} channel{'s' * (config.num_channels > 1)}"
+    return (
+        f"{config.num_hidden_layers} blocks of width {config.hidden_size} with {config.num_attention_heads} heads, "
+        f"images of {_sides(config.image_size)} pixels{channels} in patches of {_sides(config.patch_size)}"
+    )
+
+
+def usage(config: MAEConfig, is_classifier: bool = False, has_decoder: bool = False) -> str:
+    """How a model is loaded; each block runs by itself, beside a file photo.jpg."""
+    mode = {1: "L", 3: "RGB"}.get(config.num_channels)
+    auto_class = "AutoModelForImageClassification" if is_classifier else "AutoModel"
+    result = "logits" if is_classifier else "last_hidden_state"
+    if mode is None:  # no picture has as many channels
+        height, width = to_pair(config.image_size)
+        inputs = f"torch.rand(1, {config.num_channels}, {height}, {width})  # your image in [0, 1]"
+        if config.image_mean is not None:
+            inputs += f", less {config.image_mean}, divided by {config.image_std}"
+        load = f"import torch\nfrom transformers import {auto_class}"
+        image, name = f"pixel_values = {inputs}\n", "pixel_values"
+    else:
+        load = f"from PIL import Image\nfrom transformers import AutoImageProcessor, {auto_class}"
+        image = f'processor = AutoImageProcessor.from_pretrained("{PLACEHOLDER}")\n'
+        image += f'image = Image.open("photo.jpg").convert("{mode}")\n'
+        name = '**processor(image, return_tensors="pt")'
+    what = "scores of the classes" if is_classifier else "(1, 1 + patches, width): the cls token, then the patches"
+    blocks = [
+        f'{load}\n\nmodel = {auto_class}.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)\n'
+        f"{image}outputs = model({name})\nprint(outputs.{result}.shape)  # {what}"
+    ]
+    if mode == "RGB":  # which pipelines make of every image
+        task = "image-classification" if is_classifier else "image-feature-extraction"
+        argument = "" if is_classifier else ", pool=True"
+        blocks.append(
+            "from transformers import pipeline\n\n"
+            f'answer = pipeline("{task}", model="{PLACEHOLDER}", trust_remote_code=True{argument})\n'
+            'print(answer("photo.jpg"))' + ("" if is_classifier else "  # one vector")
+        )
+    parts = [f"```python\n{block}\n```" for block in blocks]
+    if not is_classifier:
+        parts.append(
+            "To fine-tune it, with a new classifier on top:\n\n```python\n"
+            "from transformers import AutoModelForImageClassification\n\n"
+            "model = AutoModelForImageClassification.from_pretrained(\n"
+            f'    "{PLACEHOLDER}", num_labels=10, trust_remote_code=True\n)\n```'
+        )
+    if has_decoder and mode is not None:
+        parts.append(
+            "To fill gaps, with the decoder that it was trained with:\n\n```python\n"
+            "from PIL import Image\nfrom transformers import AutoImageProcessor, AutoModelForPreTraining\n\n"
+            f'model = AutoModelForPreTraining.from_pretrained("{PLACEHOLDER}", trust_remote_code=True)\n'
+            f'processor = AutoImageProcessor.from_pretrained("{PLACEHOLDER}")\n'
+            f'image = processor(Image.open("photo.jpg").convert("{mode}"), return_tensors="pt").pixel_values\n'
+            "pictures = model.reconstruct(image)  # .masked, .reconstruction, .pasted; normalised as the input is\n"
+            "```"
+        )
+    parts.append(
+        "The model's code is in this repository, which is why `trust_remote_code=True` is needed: look at it before, "
+        'and pin what you have looked at with `revision="COMMIT"`. It needs torch, torchvision and transformers 5.17 '
+        "or later. Images of another size: `interpolate_pos_encoding=True` in a call, or `image_size=(height, width)` "
+        "in `from_pretrained`."
+    )
+    return "\n\n".join(parts)
+
+
+def _card(data: ModelCardData, *parts: str) -> str:
+    return seal(ModelCard("\n".join(["---", data.to_yaml(), "---", "", "\n\n".join(parts)])).content)
+
+
+def _tags(*more: str) -> list[str]:
+    return ["mae", "masked-autoencoder", "vision", *more]
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def training_time(metrics: list[dict], batch_size: int) -> tuple[float, float]:
+    """Seconds of training, saving and looking at images left out, and images, of the lines of metrics.jsonl."""
+    seconds, images, last = 0.0, 0, 0
+    for line in metrics:
+        count = (line["step"] - last) * batch_size
+        seconds, images, last = seconds + count / max(line["images_per_second"], 0.1), images + count, line["step"]
+    return seconds, images
+
+
+@dataclass
+class PreTrainingFacts:
+    """
+    What a card tells of a pre-training run.
+
+    Args:
+        num_parameters: Of encoder and decoder.
+        recipe: The flags of the run.
+        environment: What it runs on, `describe_environment`'s.
+        data: What the images are called.
+        dataset: The data set on the Hub that they are of, at the recipe's `dataset_revision`; None for one elsewhere.
+        num_images: To train on.
+        num_held_out: How many others are looked at; None where training images are.
+        steps, epochs: Of the whole run.
+        batch_size: Images of a step.
+        learning_rate: At its peak.
+        warmup_epochs: Before it.
+        base_model: What it goes on from, on the Hub, at the recipe's `model_revision`.
+        license: Its identifier on the Hub.
+    """
+
+    config: MAEConfig
+    num_parameters: int
+    recipe: dict[str, Any]
+    environment: dict[str, Any]
+    data: str
+    dataset: str | None
+    num_images: int
+    num_held_out: int | None
+    steps: int
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    warmup_epochs: float
+    base_model: str | None
+    license: str | None
+
+
+def pretraining_card(facts: PreTrainingFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+    """
+    The card of a pre-trained model, finished or on the way.
+
+    Args:
+        step: What the model is of.
+        metrics, evaluations: The lines of the logs, up to it.
+    """
+    config, recipe, environment = facts.config, facts.recipe, facts.environment
+    epoch = facts.epochs * step / facts.steps
+    loss = metrics[-1]["loss"] if metrics else None
+    eval_loss = evaluations[-1]["eval_loss"] if evaluations else None
+    pixels = "pixels normalised within each patch" if config.norm_pix_loss else "pixels"
+    held_out = facts.num_held_out
+
+    results = None
+    if held_out and eval_loss is not None:
+        results = [
+            EvalResult(
+                task_type="image-feature-extraction",
+                dataset_type=facts.dataset or "image-folder",
+                dataset_name=facts.data,
+                dataset_revision=recipe.get("dataset_revision") if facts.dataset else None,
+                metric_type="mse",
+                metric_name=f"Mean squared error of removed patches ({pixels}), {held_out} held-out images",
+                metric_value=round(eval_loss, 5),
+            )
+        ]
+    metadata = ModelCardData(
+        license=facts.license or "unknown",
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        tags=_tags("self-supervised-learning"),
+        datasets=[facts.dataset] if facts.dataset else None,
+        base_model=facts.base_model,
+        model_name=PLACEHOLDER,
+        eval_results=results,
+    )
+    encoder = describe_encoder(config)
+    masked = f"{config.mask_ratio:.0%}"
+    whose = "held-out" if held_out else "training"
+    shown = (
+        f"*Of the {whose} images after {epoch:.1f} epochs: {masked} of the patches removed, what the model makes of "
+    )
+    shown += "the rest, and the original.*"
+    if config.norm_pix_loss:
+        shown = shown[:-1] + " The mean and contrast of each removed patch are the true ones, see Limitations.*"
+    summary = (
+        f"A Vision Transformer, pre-trained without labels as a Masked Autoencoder ({_PAPER}) on {facts.data}. "
+        f"{encoder[0].upper()}{encoder[1:]}. In training it saw {100 * (1 - config.mask_ratio):.0f} % of the patches "
+        f"of an image, and predicted the {pixels} of the others through a light decoder. What it is for is its "
+        "features: fine-tune it, train a probe on it, or look for neighbours."
+    )
+    if step < facts.steps:
+        summary += f"\n\n**Training is under way: this is step {step} of {facts.steps}.**"
+
+    device = (
+        environment["device"].get("name") or f"{environment['device']['type'].upper()} ({environment['cores']} cores)"
+    )
+    seconds, images = training_time(metrics, facts.batch_size)
+    versions = environment["packages"]
+    precision = {"bf16": "bfloat16, mixed", "fp16": "float16, mixed"}.get(environment["mixed_precision"], "float32")
+    data = facts.data[0].upper() + facts.data[1:]
+    if facts.dataset:
+        data = f"[{facts.dataset}](https://huggingface.co/datasets/{facts.dataset}) at `{recipe['dataset_revision']}`"
+    base = "those of another model" if "model_name_or_path" in recipe else "random"
+    if facts.base_model:
+        base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model}) at `{recipe['model_revision']}`"
+    training = _table(
+        [
+            ("Data", data),
+            ("Training images", f"{facts.num_images:,}"),
+            ("Weights at the start", base),
+            ("Parameters", f"{facts.num_parameters:,}, with the decoder's"),
+            ("Steps", f"{step:,}" if step == facts.steps else f"{step:,} of {facts.steps:,}"),
+            ("Epochs", f"{epoch:.1f}"),
+            ("Batch", f"{facts.batch_size} images"),
+            ("Optimizer", f"AdamW, betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}"),
+            ("Learning rate", f"{facts.learning_rate:.3g} at its peak, then half a cosine to 0"),
+            ("Warm-up", f"{facts.warmup_epochs:.3g} epochs"),
+            ("Weight decay", f"{recipe['weight_decay']:g}"),
+            ("Gradients clipped to", recipe.get("max_grad_norm")),
+            ("Decay of the averaged weights", recipe.get("ema_decay")),
+            ("Mask", f"{masked} of the patches, {config.masking}"),
+            ("Target", pixels),
+            ("Augmentation", "random resized crop (0.2 to 1 of the area), horizontal flip"),
+            ("Mean, deviation of the channels", _statistics(config)),
+            ("Seed", recipe["seed"]),
+            ("Precision", precision),
+            ("Hardware", f"{environment['processes']} x {device}"),
+            ("Time", _hours(seconds) if images else None),
+            ("Throughput", f"{images / seconds:,.0f} images/s" if images else None),
+            (
+                "Software",
+                ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if name in versions),
+            ),
+        ]
+    )
+    outcome = [("Training, last logged step", f"{loss:.4f}" if loss is not None else None)]
+    if eval_loss is not None:
+        kind = f"{held_out} held-out images" if held_out else "training images"
+        outcome.append((f"{kind}, masks drawn once", f"{eval_loss:.4f}"))
+    limitations = [
+        f"The model has seen {facts.data} and nothing else"
+        + (f", after {facts.base_model}" if facts.base_model else "")
+        + ". How good its features are for your images no loss says: measure a probe on them.",
+        "The loss is a mean squared error. Values for another mask ratio, patch size or target are not comparable.",
+    ]
+    if config.norm_pix_loss:
+        limitations.insert(
+            0,
+            "It was trained on normalised pixels, and so predicts no patch's mean and contrast. In its pictures these "
+            "are the true patch's own, so that they look better than what the model knows.",
+        )
+    if not held_out:
+        limitations.append(
+            "No images were held out: the pictures and the loss above are of images that it was trained on."
+        )
+    return _card(
+        metadata,
+        f"# {PLACEHOLDER}",
+        summary,
+        *(["![removed patches, reconstructions, originals](reconstruction.png)", shown] if evaluations else []),
+        "## Use",
+        usage(config, has_decoder=True),
+        "## Training",
+        training,
+        "All flags are in [recipe.yaml](recipe.yaml), versions in [environment.json](environment.json), the log in "
+        "[metrics.jsonl](metrics.jsonl).",
+        "## Loss on the removed patches",
+        _table(outcome),
+        *(["![loss over the steps](loss_curve.png)"] if metrics else []),
+        "## Limitations",
+        "\n".join(f"- {limitation}" for limitation in limitations),
+        "## Citation",
+        _CITATION,
+    )
+
+
+def _statistics(config: MAEConfig) -> str | None:
+    if config.image_mean is None:
+        return None
+    return "; ".join(", ".join(f"{value:.4g}" for value in values) for values in (config.image_mean, config.image_std))
+
+
+def converted_card(model: MAEPreTrainedModel, name: str, base_model: str | None, report: str) -> str:
+    """
+    The card of a converted checkpoint.
+
+    Args:
+        name: What was converted, to be shown.
+        base_model: The same on the Hub, if it comes from there.
+        report: What was found in it.
+    """
+    is_classifier = isinstance(model, MAEForImageClassification)
+    has_decoder = not isinstance(model, (MAEForImageClassification, MAEModel))
+    data = ModelCardData(
+        license="unknown",
+        library_name="transformers",
+        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        tags=_tags(),
+        base_model=base_model,
+    )
+    encoder = describe_encoder(model.config)
+    return _card(
+        data,
+        f"# {PLACEHOLDER}",
+        f"A Masked Autoencoder ({_PAPER}), converted from `{name}`. {encoder[0].upper()}{encoder[1:]}.",
+        textwrap.indent(report, "    "),
+        "The licence is that of the original weights: say it in the first lines of this file.",
+        "## Use",
+        usage(model.config, is_classifier, has_decoder),
+        "## Citation",
+        _CITATION,
+    )
