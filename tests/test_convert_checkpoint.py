@@ -189,7 +189,7 @@ def test_the_card_does_not_say_where_files_lie(tmp_path, monkeypatch):
     for number, name in enumerate([".", f"{tmp_path}/secret/ours/"]):
         assert convert("--input", name, "--output", tmp_path / f"{number}").returncode == 0
         card = (tmp_path / f"{number}" / "README.md").read_text()
-        assert "converted from `ours`" in card and "secret" not in card and "blocks of width 16" in card
+        assert "converted from `ours`" in card and "secret" not in card and "blocks of width 24" in card
 
 
 def test_without_timm(tmp_path, monkeypatch):
