@@ -322,7 +322,10 @@ class PreTraining:
         """
         with Interruption(process_timeout(self.arguments)) as interruption:
             try:
-                return self._train(run, interruption, after_save)
+                try:
+                    return self._train(run, interruption, after_save)
+                finally:
+                    self._end_loading()
             except RuntimeError as error:
                 if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                     raise RunError(
@@ -331,20 +334,29 @@ class PreTraining:
                     ) from error
                 if "DataLoader worker" not in str(error):  # of torch's handler of a signal, and so from anywhere
                     raise
-                raise DataError(
-                    f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared "
-                    "memory (docker run --ipc=host), or pass --dataloader_num_workers 0."
-                ) from error
-            finally:
-                self._end_loading()
+                raise self._lost_worker(error) from error
+
+    @staticmethod
+    def _lost_worker(error: BaseException) -> DataError:
+        return DataError(
+            f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared memory (docker "
+            "run --ipc=host), or pass --dataloader_num_workers 0."
+        )
 
     def _end_loading(self) -> None:
         """Ends decoding processes and reading threads, also where a traceback keeps everything else."""
         # Torch's handler raises wherever this process is when a decoding one has failed: in here, in the middle of it.
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
-        self.batches = None
+        handler = None
+        if hasattr(signal, "SIGCHLD"):
+            try:
+                handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            except RuntimeError:  # it had its turn before it was replaced
+                handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        batches, self.batches = self.batches, None
         for process in multiprocessing.active_children():
             process.kill()  # the request to stop, which they ignore, would be waited for without end
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()  # or the handler knows of the failed one when it is collected
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
 
@@ -401,6 +413,10 @@ class PreTraining:
                 batch = next(self.batches)
         except StoppedWaiting:
             batch = None
+        except (OSError, EOFError) as error:
+            if not self.num_workers:
+                raise
+            raise self._lost_worker(error) from error  # half of a batch was sent
         # Before anything of the step that processes do together.
         (is_stalled,) = interruption.agree(batch is None)
         if is_stalled:

@@ -106,7 +106,7 @@ def run(model, images):
         return model(images)[0]
 
 
-def close(actual, expected, tolerance=1e-6):
+def close(actual, expected, tolerance=1e-5):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
