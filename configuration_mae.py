@@ -68,6 +68,8 @@ class MAEConfig(PreTrainedConfig):
             What `pooler_output` is: the cls token, or the mean of the patch tokens. With `"mean"` the encoder has no
             final norm and the classifier has `fc_norm` after the mean, as in the official fine-tuning code;
             `MAEForPreTraining` always has the final norm.
+        head_batch_norm (`bool`, *optional*, defaults to `False`):
+            Whether the classifier has a batch norm without scale and shift before it, as in the official linear probe.
         decoder_hidden_size (`int`, *optional*, defaults to 512):
             Width of the decoder. Divisible by 4 and by `decoder_num_attention_heads`.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
@@ -119,6 +121,7 @@ class MAEConfig(PreTrainedConfig):
     qkv_bias: bool = True
     drop_path_rate: float | int = 0.0
     pooling: Literal["cls", "mean"] = "cls"
+    head_batch_norm: bool = False
     decoder_hidden_size: int = 512
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16

@@ -278,13 +278,14 @@ class MAEMLP(nn.Module):
 class MAEBlock(GradientCheckpointingLayer):
     """A pre-norm Transformer block, of encoder and decoder alike."""
 
-    def __init__(self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int, drop_path_rate: float = 0):
+    drop_path_rate = 0.0
+
+    def __init__(self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.attn = MAEAttention(config, dim, num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.mlp = MAEMLP(config, dim, intermediate_size)
-        self.drop_path_rate = drop_path_rate
 
     def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
         residual, attentions = self.attn(self.norm1(hidden_states), output_attentions)
@@ -381,6 +382,10 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm1d):  # of a linear probe, without scale and shift
+            init.zeros_(module.running_mean)
+            init.ones_(module.running_var)
+            init.zeros_(module.num_batches_tracked)
         elif isinstance(module, MAEModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, sincos_positions(self.config.hidden_size, module.grid_size))
@@ -518,7 +523,7 @@ class MAEModel(MAEPreTrainedModel):
     """
 
     # What other checkpoints of ours have around the encoder, and the norm that pooling="mean" does without.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^fc_norm\.", r"^norm\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^head_norm\.", r"^fc_norm\.", r"^norm\."]
 
     def __init__(self, config: MAEConfig, final_norm: bool | None = None):
         super().__init__(config)
@@ -527,12 +532,11 @@ class MAEModel(MAEPreTrainedModel):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
         self.patch_embed = MAEPatchEmbeddings(config)
-        depth = config.num_hidden_layers
-        drop_path_rates = [config.drop_path_rate * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
-            MAEBlock(config, dim, config.num_attention_heads, config.intermediate_size, rate)
-            for rate in drop_path_rates
+            MAEBlock(config, dim, config.num_attention_heads, config.intermediate_size)
+            for _ in range(config.num_hidden_layers)
         )
+        self.set_drop_path_rate(config.drop_path_rate)
         if final_norm is None:
             final_norm = config.pooling == "cls"
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps) if final_norm else nn.Identity()
@@ -541,6 +545,12 @@ class MAEModel(MAEPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed
+
+    def set_drop_path_rate(self, rate: float) -> None:
+        """Sets `config.drop_path_rate`: stochastic depth rises linearly over the blocks, from 0 to it."""
+        self.config.drop_path_rate = rate
+        for index, block in enumerate(self.blocks):
+            block.drop_path_rate = rate * index / max(len(self.blocks) - 1, 1)
 
     @can_return_tuple
     def forward(
@@ -641,7 +651,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
     least one patch and remove at least one.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^fc_norm\."]
+    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^head_norm\.", r"^fc_norm\."]
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -770,7 +780,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 class MAEForImageClassification(MAEPreTrainedModel):
     """
     The encoder with a linear classifier, as in the official fine-tuning code: on the cls token after the final norm,
-    or on the mean of the patch tokens after `fc_norm`, by `config.pooling`. The position table is trained.
+    or on the mean of the patch tokens after `fc_norm`, by `config.pooling`. The position table is trained. With
+    `config.head_batch_norm` a batch norm stands before the classifier, as in the official linear probe.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^mae\.norm\."]
@@ -782,13 +793,16 @@ class MAEForImageClassification(MAEPreTrainedModel):
         self.mae = MAEModel(config)
         mean_pooling = config.pooling == "mean"
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean_pooling else nn.Identity()
+        probing = config.head_batch_norm
+        self.head_norm = nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6) if probing else nn.Identity()
         self.head = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
         self._set_positions_trainable()
 
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.head and isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=2e-5)
+            # The official fine-tuning's, and its linear probe's.
+            init.trunc_normal_(module.weight, std=0.01 if self.config.head_batch_norm else 2e-5)
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
@@ -796,36 +810,58 @@ class MAEForImageClassification(MAEPreTrainedModel):
     def no_weight_decay(self) -> set[str]:
         return {"mae.cls_token", "mae.pos_embed"}
 
+    def layer_ids(self) -> dict[str, int]:
+        """
+        The layer of each parameter, by which its learning rate decays (Appendix A.1): 0 for patch embedding, cls token
+        and positions, 1 to `num_hidden_layers` for the blocks, one more for what follows them.
+        """
+        ids = {}
+        for name, _ in self.named_parameters():
+            parts = name.split(".")
+            if name.startswith("mae.blocks."):
+                ids[name] = int(parts[2]) + 1
+            else:
+                first = name in ("mae.cls_token", "mae.pos_embed") or name.startswith("mae.patch_embed.")
+                ids[name] = 0 if first else self.config.num_hidden_layers + 1
+        return ids
+
     @can_return_tuple
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         interpolate_pos_encoding: bool = False,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        encoder_outputs: MAEModelOutput | None = None,
     ) -> ImageClassifierOutput:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised images.
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Normalised images.
             labels (`torch.Tensor`, *optional*):
                 Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`:
                 cross-entropy. With `config.problem_type = "multi_label_classification"`, 0 or 1 for each class, of
                 shape `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label, numbers
                 of shape `(B, num_labels)`, or `(B,)` for one label: squared error.
             interpolate_pos_encoding, output_hidden_states, output_attentions: As in [`MAEModel.forward`].
+            encoder_outputs ([`MAEModelOutput`], *optional*):
+                What the encoder has given before, in the place of images; only its `pooler_output` is needed.
 
         Returns:
             [`ImageClassifierOutput`] with `logits` of shape `(B, num_labels)`.
         """
-        outputs = self.mae(
-            pixel_values,
-            interpolate_pos_encoding=interpolate_pos_encoding,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
-            return_dict=True,
-        )
-        logits = self.head(self.fc_norm(outputs.pooler_output))
+        if (pixel_values is None) == (encoder_outputs is None):
+            raise ValueError("Give either pixel_values or encoder_outputs.")
+        outputs = encoder_outputs
+        if outputs is None:
+            outputs = self.mae(
+                pixel_values,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                output_hidden_states=output_hidden_states,
+                output_attentions=output_attentions,
+                return_dict=True,
+            )
+        logits = self.head(self.head_norm(self.fc_norm(outputs.pooler_output)))
         return ImageClassifierOutput(
             loss=None if labels is None else self.loss(logits, labels),
             logits=logits,

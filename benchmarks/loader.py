@@ -101,7 +101,7 @@ def main() -> None:
         "ours_decode": lambda: [decode_image(data) for data in files],
         "official_loader": lambda: consume(DataLoader(OfficialDataset(paths), batch_size=20)),
         "ours_loader": lambda: consume(
-            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), CONFIG)
+            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), Decode(CONFIG))
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}

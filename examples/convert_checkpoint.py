@@ -27,7 +27,7 @@ from mae.cards import converted_card, write_card
 from mae.comparison import compare_forward
 from mae.conversion import LAYOUTS, describe_mapping, spelling_of
 from mae.errors import UserError, first_line
-from mae.exporting import check_expressible, lost_in, our_state, save_checkpoint
+from mae.exporting import check_expressible, fold_head_norm, lost_in, our_state, save_checkpoint
 from mae.loading import Found, build, make_plan, summarise
 from mae.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
 from modeling_mae import MAEPreTrainedModel
@@ -78,6 +78,8 @@ def main() -> None:
     weights = read_weights(arguments.input, arguments.model_revision, arguments.allow_pickle)
     plan = make_plan(weights, layout=layout, inflate_channels=arguments.inflate_channels, **overrides)
     model, found = build(plan), plan.found
+    if target != "mae":
+        fold_head_norm(model)
     check_expressible(model, target)
 
     print(found)

@@ -1,9 +1,9 @@
 """
 Arguments of the training scripts: dataclasses, a recipe file, flags.
 
-Two parts, kept apart because a run's identity is made of the first: [`PreTrainingRecipe`] is what changes results,
+Two parts, kept apart because a run's identity is made of the first: [`Recipe`] is what changes results,
 [`RunArguments`] is where and how efficiently. Names are those of `TrainingArguments` and of transformers' own
-run_mae.py.
+run_mae.py and run_image_classification.py.
 """
 
 import argparse
@@ -38,13 +38,13 @@ _TRAINER_FLAGS = {
     "do_eval": "held-out images are looked at wherever the data has them",
     "model_type": "the model is a Masked Autoencoder",
     "remove_unused_columns": "only the column of the images is read",
-    "label_names": "there are no labels",
+    "label_names": "labels are found by themselves, or by --label_column_name",
     "per_device_eval_batch_size": "held-out images go through in training batches",
     "logging_strategy": "--logging_steps decides",
     "eval_strategy": "--eval_steps decides",
     "evaluation_strategy": "--eval_steps decides",
     "save_strategy": "--save_steps and --save_minutes decide",
-    "load_best_model_at_end": "the last model is kept, because no loss of pre-training says which is best",
+    "load_best_model_at_end": "the last model is kept, as in the paper",
     "lr_scheduler_type": "the schedule is a cosine",
 }
 # Of these, the values that would mean something else than what is done.
@@ -52,8 +52,8 @@ _TRAINER_VALUES = {"model_type": {"vit_mae", "mae"}, "lr_scheduler_type": {"cosi
 
 
 @dataclass
-class PreTrainingRecipe:
-    """What changes the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
+class DataArguments:
+    """Which images."""
 
     dataset_name: str | None = field(
         default=None,
@@ -77,6 +77,27 @@ class PreTrainingRecipe:
         default=None,
         metadata={"help": "Share of the training images to hold out, where the data has no held-out ones."},
     )
+    seed: int = field(default=42, metadata={"help": "Seed of all that is drawn: weights, order, crops, masks."})
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """A `UserError` for impossible values and combinations."""
+        if self.dataset_name is not None and self.train_dir is not None:
+            raise UserError("--dataset_name and --train_dir exclude each other: give one of them.")
+        if self.validation_dir is not None and self.train_dir is None:
+            raise UserError("--validation_dir goes with --train_dir; a data set has its own splits.")
+        if self.train_val_split is not None and not 0 < self.train_val_split < 1:
+            raise UserError(f"--train_val_split {self.train_val_split} must be between 0 and 1.")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed {self.seed} must be in [0, 2^32).")
+
+
+@dataclass
+class Recipe(DataArguments):
+    """What changes the results of any training; the defaults are the paper's of pre-training (Table 8)."""
+
     model_name_or_path: str | None = field(
         default=None,
         metadata={
@@ -101,9 +122,6 @@ class PreTrainingRecipe:
     patch_size: list[int] | None = field(
         default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
     )
-    mask_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the patches to remove. Default: the model's, 0.75."}
-    )
     image_mean: list[str] | None = field(
         default=None,
         metadata={
@@ -112,9 +130,6 @@ class PreTrainingRecipe:
         },
     )
     image_std: list[str] | None = field(default=None, metadata={"help": "Standard deviation, as --image_mean."})
-    norm_pix_loss: bool | None = field(
-        default=None, metadata={"help": "Normalise target pixels within each patch (Table 1d). Default: the model's."}
-    )
     config_overrides: str | None = field(
         default=None, metadata={"help": "Fields of the configuration: hidden_size=192,num_hidden_layers=6"}
     )
@@ -138,7 +153,7 @@ class PreTrainingRecipe:
         default=None,
         metadata={
             "help": "Decay of an exponential moving average of the weights, say 0.9999; the final model and what is "
-            "evaluated are the average then. Default: none, as in the paper."
+            "evaluated are the average then. Default: none, as in the paper's pre-training and fine-tuning."
         },
     )
     num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
@@ -147,7 +162,6 @@ class PreTrainingRecipe:
     warmup_ratio: float | None = field(
         default=None, metadata={"help": "Share of the run that is warm-up, in the place of --warmup_epochs."}
     )
-    seed: int = field(default=42, metadata={"help": "Seed of weights, order, crops and masks."})
     lanes: int = field(
         default=8, metadata={"help": "Pieces of an epoch that are read side by side; a multiple of the processes."}
     )
@@ -155,11 +169,8 @@ class PreTrainingRecipe:
         default=4096, metadata={"help": "Images, over all lanes, within which the order is shuffled."}
     )
 
-    def __post_init__(self) -> None:
-        if self.dataset_name is not None and self.train_dir is not None:
-            raise UserError("--dataset_name and --train_dir exclude each other: give one of them.")
-        if self.validation_dir is not None and self.train_dir is None:
-            raise UserError("--validation_dir goes with --train_dir; a data set has its own splits.")
+    def check(self) -> None:
+        super().check()
         if self.model_revision is not None and self.model_name_or_path is None:
             raise UserError("--model_revision goes with --model_name_or_path.")
         for name in ("image_size", "patch_size"):
@@ -170,31 +181,189 @@ class PreTrainingRecipe:
             raise UserError("--image_mean and --image_std go together: give both, or --image_mean auto alone.")
         if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
             raise UserError("--image_mean auto measures --image_std too: leave it out.")
-        positive = {"base_learning_rate": self.base_learning_rate}
-        for name in ("learning_rate", "max_grad_norm"):
-            if getattr(self, name) is not None:
-                positive[name] = getattr(self, name)
-        if self.max_steps <= 0:
-            positive["num_train_epochs"] = self.num_train_epochs
-        for name, value in positive.items():
-            if not value > 0:
+        positive = ["base_learning_rate", "learning_rate", "max_grad_norm"]
+        for name in positive + ["num_train_epochs"] * (self.max_steps <= 0):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise UserError(f"--{name} {value} must be positive.")
         if self.max_steps < -1 or self.max_steps == 0:
             raise UserError(f"--max_steps {self.max_steps} must be positive, or -1 for --num_train_epochs.")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed {self.seed} must be in [0, 2^32).")
         for name in ("weight_decay", "warmup_epochs"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"--{name} {getattr(self, name)} must not be negative.")
-        for name in ("train_val_split", "ema_decay"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < 1:
-                raise UserError(f"--{name} {value} must be between 0 and 1.")
+            if value is not None and not value >= 0:
+                raise UserError(f"--{name} {value} must not be negative.")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise UserError(f"--ema_decay {self.ema_decay} must be between 0 and 1.")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1].")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be in [0, 1).")
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"--{name} {value} must be in [0, 1).")
+
+
+@dataclass
+class PreTrainingRecipe(Recipe):
+    """What changes the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
+
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "Share of the patches to remove. Default: the model's, 0.75."}
+    )
+    norm_pix_loss: bool | None = field(
+        default=None, metadata={"help": "Normalise target pixels within each patch (Table 1d). Default: the model's."}
+    )
+
+
+# Tables 9 (fine-tuning; partial fine-tuning as well, Appendix A.1), 10 (linear probe) and 11 (from scratch), for B, L
+# and H where they differ.
+_FINE_TUNING = {
+    "base_learning_rate": (5e-4, 1e-3, 1e-3),
+    "weight_decay": 0.05,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "layer_decay": (0.65, 0.75, 0.75),
+    "drop_path_rate": (0.1, 0.2, 0.3),
+    "num_train_epochs": (100, 50, 50),
+    "warmup_epochs": 5,
+    "augmentation": "randaugment",
+    "random_erasing": 0.25,
+    "label_smoothing_factor": 0.1,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+}
+_FROM_SCRATCH = _FINE_TUNING | {
+    "base_learning_rate": 1e-4,
+    "weight_decay": 0.3,
+    "adam_beta2": 0.95,
+    "layer_decay": 1.0,
+    "drop_path_rate": (0.1, 0.2, 0.2),
+    "num_train_epochs": (300, 200, 200),
+    "warmup_epochs": 20,
+    "ema_decay": 0.9999,
+}
+_LINEAR = {
+    "base_learning_rate": 0.1,
+    "weight_decay": 0.0,
+    "adam_beta1": 0.9,  # the momentum of LARS
+    "adam_beta2": 0.0,
+    "layer_decay": 1.0,
+    "drop_path_rate": 0.0,
+    "num_train_epochs": 90,
+    "warmup_epochs": 10,
+    "augmentation": "none",
+    "random_erasing": 0.0,
+    "label_smoothing_factor": 0.0,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+}
+PROTOCOLS = {"finetune": _FINE_TUNING, "linear": _LINEAR, "partial": _FINE_TUNING}
+AUGMENTATIONS = ("none", "crop", "randaugment")
+
+
+@dataclass
+class ClassificationRecipe(Recipe):
+    """
+    What changes the results of training a classifier. What is None is the paper's, for the protocol and the model's
+    size, once [`ClassificationRecipe.resolve`] knows that.
+    """
+
+    protocol: str = field(
+        default="finetune",
+        metadata={
+            "help": "finetune: all weights; linear: a classifier on frozen features; partial: the last blocks "
+            "(--num_trainable_blocks)."
+        },
+    )
+    num_trainable_blocks: float | None = field(
+        default=None, metadata={"help": "With --protocol partial: how many of the last blocks; 0.5 is the last MLP."}
+    )
+    from_scratch: bool = field(
+        default=False, metadata={"help": "Random weights, by the paper's recipe for that: the baseline."}
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: the only one that can be, or label."}
+    )
+    max_train_samples: int | None = field(
+        default=None,
+        metadata={"help": "Train on as many images only, drawn by --seed, of each class its share."},
+    )
+    augmentation: str | None = field(
+        default=None,
+        metadata={
+            "help": "none: the evaluation's crop (features of a frozen encoder are computed once then); crop: random "
+            "resized crops and flips; randaugment: these and RandAugment. Default: the protocol's, for linear none."
+        },
+    )
+    randaugment_magnitude: float = field(
+        default=9, metadata={"help": "Of 10 (the paper's notation: rand-m9), with --augmentation randaugment."}
+    )
+    min_crop_area: float | None = field(
+        default=None, metadata={"help": "Smallest share of an image that a random crop takes. Default: 0.08."}
+    )
+    random_erasing: float | None = field(
+        default=None, metadata={"help": "Probability that a box is filled with noise."}
+    )
+    mixup_alpha: float | None = field(default=None, metadata={"help": "Of mixup; 0 for none."})
+    cutmix_alpha: float | None = field(default=None, metadata={"help": "Of cutmix; 0 for none. With both, either."})
+    label_smoothing_factor: float | None = field(default=None, metadata={"help": "Share of a label given to all."})
+    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor of the learning rate from each layer to the one before it."}
+    )
+    base_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of 256 images. Default: the protocol's."}
+    )
+    weight_decay: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
+    adam_beta1: float | None = field(default=None, metadata={"help": "Of AdamW; the momentum of LARS."})
+    adam_beta2: float | None = field(default=None, metadata={"help": "Of AdamW."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
+    warmup_epochs: float | None = field(
+        default=None, metadata={"help": "Default: the protocol's; with fewer epochs, as large a share of them."}
+    )
+
+    def check(self) -> None:
+        super().check()
+        for name, allowed in (("protocol", tuple(PROTOCOLS)), ("augmentation", (None, *AUGMENTATIONS))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise UserError(f"--{name} {value}: wanted is one of {', '.join(filter(None, allowed))}.")
+        if (self.protocol == "partial") != (self.num_trainable_blocks is not None):
+            raise UserError("--protocol partial and --num_trainable_blocks go together: give both, or neither.")
+        if self.from_scratch and self.protocol != "finetune":
+            raise UserError("--from_scratch trains all weights: leave --protocol out.")
+        if self.from_scratch and self.model_name_or_path is not None:
+            raise UserError("--from_scratch and --model_name_or_path exclude each other: give one of them.")
+        for name in ("random_erasing", "label_smoothing_factor", "drop_path_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise UserError(f"--{name} {value} must be in [0, 1).")
+        for name in ("mixup_alpha", "cutmix_alpha"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UserError(f"--{name} {value} must not be negative.")
+        for name in ("layer_decay", "min_crop_area"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"--{name} {value} must be in (0, 1].")
+        if not 0 <= self.randaugment_magnitude <= 10:
+            raise UserError(f"--randaugment_magnitude {self.randaugment_magnitude} must be in [0, 10].")
+        if self.max_train_samples is not None and self.max_train_samples < 1:
+            raise UserError(f"--max_train_samples {self.max_train_samples} must be at least 1.")
+
+    def resolve(self, config: MAEConfig) -> None:
+        """Sets what is None to the paper's values, for a model at least as wide as the paper's B, L or H."""
+        size = 0 if config.hidden_size < 1024 else 1 if config.hidden_size < 1280 else 2
+        values = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]
+        values = {name: value[size] if isinstance(value, tuple) else value for name, value in values.items()}
+        values["min_crop_area"] = 0.08
+        if self.num_train_epochs is not None:
+            values["warmup_epochs"] *= min(self.num_train_epochs / values["num_train_epochs"], 1)
+        if self.augmentation == "none":
+            values["random_erasing"] = 0.0
+        for name, value in values.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        self.check()
 
 
 @dataclass
@@ -308,6 +477,92 @@ class RunArguments:
     @property
     def trackers(self) -> list[str]:
         return [name for name in self.report_to if name != "none"]
+
+
+@dataclass
+class PreTrainingArguments(RunArguments):
+    """Of pre-training."""
+
+    knn_epochs: float | None = field(
+        default=None,
+        metadata={
+            "help": "Epochs between two looks at how well the nearest neighbours of held-out images tell their "
+            "labels, where the data has labels. Default: not at all."
+        },
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels for --knn_epochs. Default: the only one that can be."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.knn_epochs is not None and not self.knn_epochs > 0:
+            raise UserError(f"--knn_epochs {self.knn_epochs} must be positive.")
+
+
+@dataclass
+class ClassificationArguments(RunArguments):
+    """Of training a classifier."""
+
+    output_dir: str = field(default="outputs/run_image_classification", metadata={"help": "Where everything goes."})
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Evaluate on as many held-out images only. Default: on all."}
+    )
+
+
+@dataclass
+class FeatureArguments(DataArguments):
+    """An encoder, images, and what of the encoder is taken."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The model, of any layout: a directory, a file or a model on the Hub."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
+    allow_pickle: bool = field(
+        default=False,
+        metadata={"help": "Read a model on the Hub that has no safetensors from its pickle; no code in it is run."},
+    )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
+    )
+    pooling: str | None = field(
+        default=None, metadata={"help": "cls token, or mean of the patch tokens. Default: the model's."}
+    )
+    layer: int | None = field(
+        default=None,
+        metadata={"help": "The block after which they are taken, from 1, or -1 for the last. Default: the output."},
+    )
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels. Default: the only one that can be, or label."}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "As many training images only, drawn by --seed, of each class its share."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "As many held-out images only. Default: all."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Images of a forward pass of a process."})
+    bf16: bool = field(default=False, metadata={"help": "Mixed precision with bfloat16."})
+    dataloader_num_workers: int | None = field(
+        default=None, metadata={"help": "Decoding processes of each process, as in training."}
+    )
+    data_retry_minutes: float = field(default=10, metadata={"help": "How long faults of the network are waited out."})
+
+    def check(self) -> None:
+        super().check()
+        if self.model_name_or_path is None:
+            raise UserError("--model_name_or_path names the model.")
+        if self.pooling not in (None, "cls", "mean"):
+            raise UserError(f"--pooling {self.pooling}: wanted is cls or mean.")
+        for name in ("batch_size", "max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} {value} must be at least 1.")
+
+    @property
+    def run(self) -> RunArguments:
+        """What of these a run has too."""
+        return RunArguments(bf16=self.bf16, data_retry_minutes=self.data_retry_minutes)
 
 
 class _Parser(HfArgumentParser):

@@ -170,12 +170,12 @@ def training_time(metrics: list[dict], batch_size: int) -> tuple[float, float]:
 
 
 @dataclass
-class PreTrainingFacts:
+class Facts:
     """
-    What a card tells of a pre-training run.
+    What a card tells of a training run.
 
     Args:
-        num_parameters: Of encoder and decoder.
+        num_parameters: Of the whole model.
         recipe: The flags of the run.
         environment: What it runs on, `describe_environment`'s.
         data: What the images are called.
@@ -207,62 +207,58 @@ class PreTrainingFacts:
     license: str | None
 
 
-def pretraining_card(facts: PreTrainingFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
-    """
-    The card of a pre-trained model, finished or on the way.
+_FILES = (
+    "All flags are in [recipe.yaml](recipe.yaml), versions in [environment.json](environment.json), the log in "
+    "[metrics.jsonl](metrics.jsonl)."
+)
 
+
+def _last(lines: list[dict], name: str) -> float | None:
+    """The last value of a name in the lines of a log."""
+    return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
+
+
+def _metadata(facts: Facts, task: str, scores: dict[str, tuple[str, float]], *tags: str) -> ModelCardData:
+    """
     Args:
-        step: What the model is of.
-        metrics, evaluations: The lines of the logs, up to it.
+        scores: Name of a metric -> its type on the Hub, and its value.
     """
-    config, recipe, environment = facts.config, facts.recipe, facts.environment
-    epoch = facts.epochs * step / facts.steps
-    loss = metrics[-1]["loss"] if metrics else None
-    eval_loss = evaluations[-1]["eval_loss"] if evaluations else None
-    pixels = "pixels normalised within each patch" if config.norm_pix_loss else "pixels"
-    held_out = facts.num_held_out
-
-    results = None
-    if held_out and eval_loss is not None:
-        results = [
-            EvalResult(
-                task_type="image-feature-extraction",
-                dataset_type=facts.dataset or "image-folder",
-                dataset_name=facts.data,
-                dataset_revision=recipe.get("dataset_revision") if facts.dataset else None,
-                metric_type="mse",
-                metric_name=f"Mean squared error of removed patches ({pixels}), {held_out} held-out images",
-                metric_value=round(eval_loss, 5),
-            )
-        ]
-    metadata = ModelCardData(
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=facts.dataset or "image-folder",
+            dataset_name=facts.data,
+            dataset_revision=facts.recipe.get("dataset_revision") if facts.dataset else None,
+            metric_type=kind,
+            metric_name=name,
+            metric_value=round(value, 5),
+        )
+        for name, (kind, value) in scores.items()
+    ]
+    return ModelCardData(
         license=facts.license or "unknown",
         library_name="transformers",
-        pipeline_tag="image-feature-extraction",
-        tags=_tags("self-supervised-learning"),
+        pipeline_tag=task,
+        tags=_tags(*tags),
         datasets=[facts.dataset] if facts.dataset else None,
         base_model=facts.base_model,
         model_name=PLACEHOLDER,
-        eval_results=results,
+        eval_results=results or None,
     )
-    encoder = describe_encoder(config)
-    masked = f"{config.mask_ratio:.0%}"
-    whose = "held-out" if held_out else "training"
-    shown = (
-        f"*Of the {whose} images after {epoch:.1f} epochs: {masked} of the patches removed, what the model makes of "
-    )
-    shown += "the rest, and the original.*"
-    if config.norm_pix_loss:
-        shown = shown[:-1] + " The mean and contrast of each removed patch are the true ones, see Limitations.*"
-    summary = (
-        f"A Vision Transformer, pre-trained without labels as a Masked Autoencoder ({_PAPER}) on {facts.data}. "
-        f"{encoder[0].upper()}{encoder[1:]}. In training it saw {100 * (1 - config.mask_ratio):.0f} % of the patches "
-        f"of an image, and predicted the {pixels} of the others through a light decoder. What it is for is its "
-        "features: fine-tune it, train a probe on it, or look for neighbours."
-    )
-    if step < facts.steps:
-        summary += f"\n\n**Training is under way: this is step {step} of {facts.steps}.**"
 
+
+def _under_way(facts: Facts, step: int) -> list[str]:
+    return [f"**Training is under way: this is step {step} of {facts.steps}.**"] if step < facts.steps else []
+
+
+def _training_table(facts: Facts, step: int, metrics: list[dict], own: list[tuple[str, Any]]) -> str:
+    """
+    How a model was trained.
+
+    Args:
+        own: Rows of the task.
+    """
+    config, recipe, environment = facts.config, facts.recipe, facts.environment
     device = (
         environment["device"].get("name") or f"{environment['device']['type'].upper()} ({environment['cores']} cores)"
     )
@@ -275,24 +271,25 @@ def pretraining_card(facts: PreTrainingFacts, step: int, metrics: list[dict], ev
     base = "those of another model" if "model_name_or_path" in recipe else "random"
     if facts.base_model:
         base = f"[{facts.base_model}](https://huggingface.co/{facts.base_model}) at `{recipe['model_revision']}`"
-    training = _table(
+    optimizer = f"AdamW, betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}"
+    if recipe.get("protocol") == "linear":
+        optimizer = f"LARS, momentum {recipe['adam_beta1']:g}"
+    return _table(
         [
             ("Data", data),
             ("Training images", f"{facts.num_images:,}"),
             ("Weights at the start", base),
-            ("Parameters", f"{facts.num_parameters:,}, with the decoder's"),
+            ("Parameters", f"{facts.num_parameters:,}"),
             ("Steps", f"{step:,}" if step == facts.steps else f"{step:,} of {facts.steps:,}"),
-            ("Epochs", f"{epoch:.1f}"),
+            ("Epochs", f"{facts.epochs * step / facts.steps:.1f}"),
             ("Batch", f"{facts.batch_size} images"),
-            ("Optimizer", f"AdamW, betas {recipe['adam_beta1']:g} and {recipe['adam_beta2']:g}"),
-            ("Learning rate", f"{facts.learning_rate:.3g} at its peak, then half a cosine to 0"),
+            ("Optimizer", optimizer),
+            ("Learning rate", f"{facts.learning_rate:.3g} at its peak, then half a cosine"),
             ("Warm-up", f"{facts.warmup_epochs:.3g} epochs"),
             ("Weight decay", f"{recipe['weight_decay']:g}"),
             ("Gradients clipped to", recipe.get("max_grad_norm")),
             ("Decay of the averaged weights", recipe.get("ema_decay")),
-            ("Mask", f"{masked} of the patches, {config.masking}"),
-            ("Target", pixels),
-            ("Augmentation", "random resized crop (0.2 to 1 of the area), horizontal flip"),
+            *own,
             ("Mean, deviation of the channels", _statistics(config)),
             ("Seed", recipe["seed"]),
             ("Precision", precision),
@@ -305,10 +302,61 @@ def pretraining_card(facts: PreTrainingFacts, step: int, metrics: list[dict], ev
             ),
         ]
     )
+
+
+def pretraining_card(facts: Facts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+    """
+    The card of a pre-trained model, finished or on the way.
+
+    Args:
+        step: What the model is of.
+        metrics, evaluations: The lines of the logs, up to it.
+    """
+    config = facts.config
+    loss, eval_loss = _last(metrics, "loss"), _last(evaluations, "eval_loss")
+    neighbours = _last(evaluations, "eval_knn_accuracy")
+    pixels = "pixels normalised within each patch" if config.norm_pix_loss else "pixels"
+    held_out = facts.num_held_out
+
+    task, scores = "image-feature-extraction", {}
+    if held_out and eval_loss is not None:
+        name = f"Mean squared error of removed patches ({pixels}), {held_out} held-out images"
+        scores[name] = "mse", eval_loss
+    if neighbours is not None:
+        scores["Accuracy of 20 nearest neighbours, held-out images"] = "accuracy", neighbours
+    metadata = _metadata(facts, task, scores, "self-supervised-learning")
+    encoder = describe_encoder(config)
+    masked = f"{config.mask_ratio:.0%}"
+    whose = "held-out" if held_out else "training"
+    epochs = facts.epochs * step / facts.steps
+    shown = (
+        f"*Of the {whose} images after {epochs:.1f} epochs: {masked} of the patches removed, what the model makes of "
+        "the rest, and the original.*"
+    )
+    if config.norm_pix_loss:
+        shown = shown[:-1] + " The mean and contrast of each removed patch are the true ones, see Limitations.*"
+    summary = (
+        f"A Vision Transformer, pre-trained without labels as a Masked Autoencoder ({_PAPER}) on {facts.data}. "
+        f"{encoder[0].upper()}{encoder[1:]}. In training it saw {100 * (1 - config.mask_ratio):.0f} % of the patches "
+        f"of an image, and predicted the {pixels} of the others through a light decoder. What it is for is its "
+        "features: fine-tune it, train a probe on it, or look for neighbours."
+    )
+    training = _training_table(
+        facts,
+        step,
+        metrics,
+        [
+            ("Mask", f"{masked} of the patches, {config.masking}"),
+            ("Target", pixels),
+            ("Augmentation", "random resized crop (0.2 to 1 of the area), horizontal flip"),
+        ],
+    )
     outcome = [("Training, last logged step", f"{loss:.4f}" if loss is not None else None)]
     if eval_loss is not None:
         kind = f"{held_out} held-out images" if held_out else "training images"
         outcome.append((f"{kind}, masks drawn once", f"{eval_loss:.4f}"))
+    if neighbours is not None:
+        outcome.append(("Accuracy of 20 nearest neighbours, held-out images", f"{neighbours:.1%}"))
     limitations = [
         f"The model has seen {facts.data} and nothing else"
         + (f", after {facts.base_model}" if facts.base_model else "")
@@ -329,18 +377,97 @@ def pretraining_card(facts: PreTrainingFacts, step: int, metrics: list[dict], ev
         metadata,
         f"# {PLACEHOLDER}",
         summary,
-        *(["![removed patches, reconstructions, originals](reconstruction.png)", shown] if evaluations else []),
+        *_under_way(facts, step),
+        *(
+            ["![removed patches, reconstructions, originals](reconstruction.png)", shown]
+            if eval_loss is not None
+            else []
+        ),
         "## Use",
         usage(config, has_decoder=True),
         "## Training",
         training,
-        "All flags are in [recipe.yaml](recipe.yaml), versions in [environment.json](environment.json), the log in "
-        "[metrics.jsonl](metrics.jsonl).",
+        _FILES,
         "## Loss on the removed patches",
         _table(outcome),
         *(["![loss over the steps](loss_curve.png)"] if metrics else []),
         "## Limitations",
         "\n".join(f"- {limitation}" for limitation in limitations),
+        "## Citation",
+        _CITATION,
+    )
+
+
+_PROTOCOLS = {
+    "finetune": "all weights trained",
+    "linear": "linear probe: a classifier on the frozen encoder",
+    "partial": "partial fine-tuning: classifier and last blocks trained",
+}
+
+
+def classification_card(facts: Facts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+    """The card of a classifier; arguments as in [`pretraining_card`]."""
+    config, recipe = facts.config, facts.recipe
+    several = config.problem_type == "multi_label_classification"
+    held_out = f"{facts.num_held_out:,} held-out images"
+    names = {
+        "eval_accuracy": ("Accuracy", "accuracy"),
+        "eval_accuracy_top5": ("Top-5 accuracy", "accuracy"),
+        "eval_mean_average_precision": ("Mean average precision", "mean_average_precision"),
+    }
+    found = {name: (kind, _last(evaluations, key)) for key, (name, kind) in names.items()}
+    found = {name: score for name, score in found.items() if score[1] is not None}
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    shown = ", ".join(labels[:20]) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    encoder = describe_encoder(config)
+    summary = (
+        f"A classifier of images into {len(labels)} classes{', several for an image' if several else ''} ({shown}): a "
+        f"Vision Transformer as in Masked Autoencoders ({_PAPER}), trained on {facts.data}. "
+        f"{encoder[0].upper()}{encoder[1:]}."
+    )
+    augmentation = {"none": "none", "crop": "random resized crop, flip"}.get(recipe["augmentation"])
+    augmentation = augmentation or f"random resized crop, flip, RandAugment {recipe['randaugment_magnitude']:g} of 10"
+    for name, key in (("erasing", "random_erasing"), ("mixup", "mixup_alpha"), ("cutmix", "cutmix_alpha")):
+        augmentation += f", {name} {recipe[key]:g}" if recipe[key] else ""
+    protocol = _PROTOCOLS[recipe["protocol"]]
+    if recipe["protocol"] == "partial":
+        protocol += f" ({recipe['num_trainable_blocks']:g})"
+    training = _training_table(
+        facts,
+        step,
+        metrics,
+        [
+            ("Protocol", protocol),
+            ("Features", "mean of the patch tokens" if config.pooling == "mean" else "cls token"),
+            ("Layer decay", recipe["layer_decay"] if recipe["layer_decay"] != 1 else None),
+            ("Drop path", recipe["drop_path_rate"] or None),
+            ("Label smoothing", recipe["label_smoothing_factor"] or None),
+            ("Augmentation", augmentation),
+        ],
+    )
+    outcome = [(name, f"{value:.4f}" if several else f"{value:.2%}") for name, (_, value) in found.items()]
+    loss, eval_loss = _last(metrics, "loss"), _last(evaluations, "eval_loss")
+    outcome.append(("Loss, held-out images", f"{eval_loss:.4f}" if eval_loss is not None else None))
+    outcome.append(("Loss, training, last logged step", f"{loss:.4f}" if loss is not None else None))
+    return _card(
+        _metadata(facts, "image-classification", found),
+        f"# {PLACEHOLDER}",
+        summary,
+        *_under_way(facts, step),
+        "## Use",
+        usage(config, is_classifier=True),
+        "## Evaluation",
+        f"On {held_out}, each resized and cropped as the processor of this repository does it:",
+        _table(outcome),
+        *(["![which classes are taken for which](confusion_matrix.png)"] if found and not several else []),
+        *(["Each class: [per_class.csv](per_class.csv)."] if found else []),
+        "## Training",
+        training,
+        _FILES,
+        *(["![loss and accuracy over the steps](loss_curve.png)"] if metrics else []),
+        "## Limitations",
+        "- It knows the classes above and no others, and gives one of them to any image.\n"
+        f"- It has seen {facts.data}: how it does on other images these numbers do not say.",
         "## Citation",
         _CITATION,
     )

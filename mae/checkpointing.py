@@ -9,6 +9,8 @@ A run's directory: whose it is, its log, its checkpoints.
     evaluations.jsonl    a line for each step at which held-out images were looked at
     skipped.jsonl        a line for each image that cannot be read, the first time that it is met
     reconstructions/     a picture for each of these steps
+    predictions.csv      what a classifier said of each held-out image when they were looked at last; per_class.csv and
+                         confusion_matrix.png sum it up
     logs/                what trackers write
     checkpoint-N/        model, optimizer and position after step N, and in ema/ the averaged model; each loads with
                          from_pretrained
@@ -76,6 +78,9 @@ AVERAGE_FOLDER = "ema"  # in a checkpoint
 PICTURES_FOLDER = "reconstructions"
 CURVE_FILE = "loss_curve.png"
 RECONSTRUCTION_FILE = "reconstruction.png"
+CONFUSION_FILE = "confusion_matrix.png"
+CLASSES_FILE = "per_class.csv"
+PREDICTIONS_FILE = "predictions.csv"
 # Not sharded, on the main process; there they may be the model's own tensors.
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # What a run writes beside its checkpoints.
@@ -93,6 +98,9 @@ _FILES = (
     PUSH_FOLDER.removesuffix(UNFINISHED),
     CURVE_FILE,
     RECONSTRUCTION_FILE,
+    CONFUSION_FILE,
+    CLASSES_FILE,
+    PREDICTIONS_FILE,
     "config.json",
     WEIGHTS_FILE,
     "preprocessor_config.json",

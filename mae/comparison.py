@@ -77,6 +77,8 @@ def _timm(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str) ->
 
     if isinstance(model, MAEModel) and model.config.pooling == "mean":
         raise LookupError("no other implementation has an encoder without a last norm")
+    if isinstance(getattr(model, "head_norm", None), nn.BatchNorm1d):
+        raise LookupError("no other implementation has a batch norm before the classifier")
     norm_layer = partial(nn.LayerNorm, eps=model.config.layer_norm_eps)
     vit = VisionTransformer(**timm_arguments(model), norm_layer=norm_layer)
     vit.load_state_dict(from_ours(our_state(model), OFFICIAL) if layout == "mae" else tensors)

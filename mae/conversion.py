@@ -97,6 +97,9 @@ OFFICIAL = Layout(
 )
 
 OURS = Layout(*({ours: ours for ours in names} for names in vars(OFFICIAL).values()))
+# The batch norm of a linear probe, which the others have no place for.
+_BATCH_NORM = [f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
+OURS.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))
 
 TIMM = replace(
     OFFICIAL,

@@ -1,13 +1,15 @@
 """
 From a source to batches: the stream is the sampler, decoding is a pure function of what it yields.
 
-    source -> SampleStream (this process's samples in order, raw) -> Decode (in the workers) -> collate -> batch
+    source -> SampleStream (this process's samples in order, raw) -> Examples (in the workers) -> collate -> batch
 
 The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
 """
 
 import itertools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -25,7 +27,7 @@ from mae.order import SampleOrder, hash_key, permutation
 from mae.retries import with_patience
 from mae.sources import Source
 from mae.streaming import Sample, SampleStream
-from modeling_mae import num_visible_patches
+from modeling_mae import make_image_processor, num_visible_patches
 
 
 DIGEST_SIZE = 16
@@ -34,23 +36,27 @@ DIGEST_SIZE = 16
 @dataclass
 class Batch:
     """
-    A micro-batch.
+    A micro-batch: of the images that could be read, "good", or one blank image where none could.
 
-    pixel_values: uint8 of shape (good, C, H, W); one blank image where none could be read.
-    noise: float32 of shape (good, L). No tensor until it is pinned, nor are the keys: a worker hands over each tensor
-        by a connection of its own, 0.6 ms.
+    pixel_values: of shape (good, C, H, W), uint8, or float32 in the values of 8 bits.
     weight: good / size, by which the mean loss over the good images is scaled.
     size: number of positions consumed.
     keys: position and digest of each sample, one after the other.
     skipped: (origin, reason) of each unreadable image.
+    rows: of the good images, over all groups of the source.
+    noise: float32 of shape (good, L), in pre-training. No tensor until it is pinned, nor are labels and keys: a worker
+        hands over each tensor by a connection of its own, 0.6 ms.
+    labels: int64 of shape (good,), or float32 of shape (good, classes), where there are any.
     """
 
     pixel_values: torch.Tensor
-    noise: np.ndarray | torch.Tensor
     weight: float
     size: int
     keys: bytes
     skipped: list[tuple[tuple[str, int], str]]
+    rows: list[int]
+    noise: np.ndarray | torch.Tensor | None = None
+    labels: np.ndarray | torch.Tensor | None = None
 
     @property
     def digests(self) -> torch.Tensor:
@@ -60,78 +66,214 @@ class Batch:
     def pin_memory(self) -> "Batch":
         """Called by the DataLoader, which cannot look inside. What is not pinned is waited for on its way to a GPU."""
         self.pixel_values = self.pixel_values.pin_memory()
-        self.noise = torch.as_tensor(self.noise).pin_memory()
+        for name in ("noise", "labels"):
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, torch.as_tensor(value).pin_memory())
         return self
 
 
 # Decoding
 
 
-class Decode(Dataset):
+class Examples(Dataset):
     """
-    A sample as training sees it: decoded, cropped and flipped (Section 4.2: random resized crops of 20 to 100 % of
-    the image, flips, nothing else), and the noise that makes its mask. A pure function of the sample.
+    Samples as a task sees them, each a pure function of the sample: what [`Examples.view`] makes of it, or that it
+    cannot be read.
     """
 
     def __init__(self, config: MAEConfig):
         # Plain attributes: looking one up in a configuration takes a hundred times as long.
         self.num_channels = config.num_channels
-        self.num_patches = config.num_patches
-        num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
-        self.masking = f"{config.masking} {config.grid_size} {num_visible}"
         self.size = list(to_pair(config.image_size))
-        self.crop = v2.RandomResizedCrop(self.size, scale=(0.2, 1.0))
+
+    def view(self, sample: Sample) -> tuple[dict[str, torch.Tensor], tuple]:
+        """Tensors by their names in a [`Batch`], and what was drawn, for the digest."""
+        raise NotImplementedError
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        """What stands for a micro-batch of which nothing can be read."""
+        return {"pixel_values": torch.zeros(self.num_channels, *self.size, dtype=torch.uint8)}
 
     def __getitem__(self, sample: Sample) -> dict:
         try:
-            image, box, flip, noise = self.draw(sample)
-            pixels = image.decode_crop(**box, size=self.size)
+            tensors, drawn = self.view(sample)
         except Exception as error:  # whatever is wrong with an image, its position is consumed
             reason = f"{type(error).__name__}: {first_line(error)}"
             return {"sample": sample, "skipped": reason, "digest": self.digest(sample, "skipped")}
-        if flip:
-            pixels = TF.horizontal_flip(pixels)
-        # The noise and how it is used stand for the mask, which is a function of both.
-        digest = self.digest(sample, *box.values(), flip, noise.numpy().tobytes(), self.masking)
-        return {"sample": sample, "pixel_values": pixels, "noise": noise, "digest": digest}
-
-    def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, torch.Tensor]:
-        """All that is random of a sample: the crop's box, whether it is flipped, and the noise."""
-        image = EncodedImage(sample.image, self.num_channels)
-        # torchvision's v2 takes no generator. Seeding the default one directly costs a fraction of torch.manual_seed.
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(sample.seed)
-            box = self.crop.make_params([torch.empty(0, image.height, image.width)])
-            flip = bool(torch.rand(()) < 0.5)
-            noise = torch.rand(self.num_patches)
-        return image, box, flip, noise
+        return {"sample": sample, "digest": self.digest(sample, *drawn), **tensors}
 
     @staticmethod
     def digest(sample: Sample, *what: object) -> bytes:
         return hash_key(sample.epoch, sample.position, sample.origin, *what, size=DIGEST_SIZE)
 
-
-class Collate:
-    """Examples of one micro-batch as a [`Batch`]."""
-
-    def __init__(self, config: MAEConfig):
-        self.blank = {
-            "pixel_values": torch.zeros(config.num_channels, *to_pair(config.image_size), dtype=torch.uint8),
-            "noise": torch.linspace(0, 1, config.num_patches),
-        }
-
-    def __call__(self, examples: list[dict]) -> Batch:
+    def collate(self, examples: list[dict]) -> Batch:
+        """Examples of one micro-batch."""
         good = [example for example in examples if "pixel_values" in example]
-        used = good or [self.blank]
+        blank = self.blank()
+        tensors = {name: torch.stack([example[name] for example in good or [blank]]) for name in blank}
         keys = [example["sample"].position.to_bytes(8, "big") + example["digest"] for example in examples]
         return Batch(
-            pixel_values=torch.stack([example["pixel_values"] for example in used]),
-            noise=torch.stack([example["noise"] for example in used]).numpy(),
-            weight=len(good) / len(examples),
+            pixel_values=tensors.pop("pixel_values"),
+            weight=len(good) / max(len(examples), 1),
             size=len(examples),
             keys=b"".join(keys),
             skipped=[(example["sample"].origin, example["skipped"]) for example in examples if "skipped" in example],
+            rows=[example["sample"].index for example in good],
+            **{name: tensor.numpy() for name, tensor in tensors.items()},
         )
+
+
+def draw_crop(crop: v2.RandomResizedCrop, image: EncodedImage) -> tuple[dict[str, int], bool]:
+    """The box of a random resized crop, and whether it is flipped."""
+    box = crop.make_params([torch.empty(0, image.height, image.width)])
+    return box, bool(torch.rand(()) < 0.5)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """
+    While entered, torch's CPU generator draws from a seed: torchvision's v2 takes no generator. Seeding the default
+    one directly costs a fraction of torch.manual_seed.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class Decode(Examples):
+    """
+    A sample as pre-training sees it: decoded, cropped and flipped (Section 4.2: random resized crops of 20 to 100 % of
+    the image, flips, nothing else), and the noise that makes its mask.
+    """
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.num_patches = config.num_patches
+        num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
+        self.masking = f"{config.masking} {config.grid_size} {num_visible}"
+        self.crop = v2.RandomResizedCrop(self.size, scale=(0.2, 1.0))
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        return super().blank() | {"noise": torch.linspace(0, 1, self.num_patches)}
+
+    def view(self, sample: Sample) -> tuple[dict[str, torch.Tensor], tuple]:
+        image, box, flip, noise = self.draw(sample)
+        pixels = image.decode_crop(**box, size=self.size)
+        if flip:
+            pixels = TF.horizontal_flip(pixels)
+        # The noise and how it is used stand for the mask, which is a function of both.
+        return {"pixel_values": pixels, "noise": noise}, (*box.values(), flip, noise.numpy().tobytes(), self.masking)
+
+    def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, torch.Tensor]:
+        """All that is random of a sample: the crop's box, whether it is flipped, and the noise."""
+        image = EncodedImage(sample.image, self.num_channels)
+        with seeded(sample.seed):
+            box, flip = draw_crop(self.crop, image)
+            noise = torch.rand(self.num_patches)
+        return image, box, flip, noise
+
+
+class EvaluationExamples(Examples):
+    """A sample as the model's image processor makes it, except for rescaling and normalisation."""
+
+    def __init__(self, config: MAEConfig):
+        super().__init__(config)
+        self.processor = make_image_processor(config)
+
+    def prepare(self, image: EncodedImage) -> torch.Tensor:
+        """The processor's resize and crop, `(C, H, W)`."""
+        # By the processor itself, whose rounding differs from torchvision's: what is evaluated is what it gives.
+        outputs = self.processor(
+            image.decode(), do_rescale=False, do_normalize=False, do_convert_rgb=False, return_tensors="pt"
+        )
+        return outputs.pixel_values[0]
+
+    def view(self, sample: Sample) -> tuple[dict[str, torch.Tensor], tuple]:
+        return {"pixel_values": self.prepare(EncodedImage(sample.image, self.num_channels))}, ()
+
+
+class LabelledExamples(EvaluationExamples):
+    """
+    A sample as training a classifier sees it, with its label (Table 9 and 10): a random resized crop and a flip, or
+    the evaluation's crop; RandAugment; erasing.
+
+    timm's `rand-m9-mstd0.5-inc1`, which the paper uses, is approximated by torchvision's RandAugment of two operations
+    at 9 / 10 of their range, without its spread of magnitudes and its probability of leaving an operation out.
+
+    Args:
+        labels: Of all rows of the source, as in [`Labels`].
+        min_crop_area: Smallest share of an image that a crop takes; None for the evaluation's crop.
+        randaugment_magnitude: Of 10; None for none.
+        random_erasing: Probability that a box is filled with noise, per pixel, as the normalised image has it.
+    """
+
+    BINS = 31  # of torchvision's magnitudes
+
+    def __init__(
+        self,
+        config: MAEConfig,
+        labels: np.ndarray,
+        min_crop_area: float | None = None,
+        randaugment_magnitude: float | None = None,
+        random_erasing: float = 0,
+    ):
+        super().__init__(config)
+        self.labels = labels
+        self.crop = self.randaugment = self.erasing = None
+        if min_crop_area is not None:
+            self.crop = v2.RandomResizedCrop(self.size, scale=(min_crop_area, 1.0))
+        if randaugment_magnitude is not None:
+            if config.num_channels not in (1, 3):
+                raise UserError(
+                    f"RandAugment is for images of 1 or 3 channels, not {config.num_channels}: --augmentation crop."
+                )
+            mean = config.image_mean or [0.5] * config.num_channels
+            self.randaugment = v2.RandAugment(
+                num_ops=2,
+                magnitude=round(randaugment_magnitude / 10 * (self.BINS - 1)),
+                num_magnitude_bins=self.BINS,
+                interpolation=InterpolationMode.BICUBIC,
+                fill=[round(255 * value) for value in mean],
+            )
+        if random_erasing:
+            self.erasing = v2.RandomErasing(p=random_erasing, scale=(0.02, 1 / 3), value="random")
+        self.normalization = None
+        if config.image_mean is not None:
+            mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (config.image_mean, config.image_std))
+            self.normalization = 255 * mean, 255 * std
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        return super().blank() | {"labels": self.label(0)}
+
+    def label(self, row: int) -> torch.Tensor:
+        label = torch.as_tensor(self.labels[row])
+        return label.float() if label.ndim else label
+
+    def view(self, sample: Sample) -> tuple[dict[str, torch.Tensor], tuple]:
+        image, drawn = EncodedImage(sample.image, self.num_channels), ()
+        label = self.label(sample.index)
+        with seeded(sample.seed):
+            if self.crop is None:
+                pixels = self.prepare(image)
+            else:
+                box, flip = draw_crop(self.crop, image)
+                drawn = (*box.values(), flip)
+                pixels = image.decode_crop(**box, size=self.size)
+                if flip:
+                    pixels = TF.horizontal_flip(pixels)
+            if self.randaugment is not None:
+                # As Pillow's images, because of tensors none can be turned with bicubic interpolation.
+                picture = TF.to_pil_image(pixels.round().to(torch.uint8))
+                pixels = TF.pil_to_tensor(self.randaugment(picture))
+            if self.erasing is not None:
+                pixels = self._erase(pixels)
+        return {"pixel_values": pixels, "labels": label}, (*drawn, label.numpy().tobytes())
+
+    def _erase(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Noise of mean 0 and deviation 1 where the image is normalised; here it is not yet."""
+        mean, std = self.normalization or (0.0, 255.0)
+        return self.erasing((pixels.float() - mean) / std) * std + mean
 
 
 def samples_digest(digests: torch.Tensor) -> str:
@@ -230,7 +372,7 @@ def measure_statistics(
     stream = SampleStream(source, order, batch_size=1, stop=size, retry_minutes=retry_minutes)
     total = squares = torch.zeros(config.num_channels, dtype=torch.float64)
     num_images = 0
-    for batch in make_loader(stream, config):
+    for batch in make_loader(stream, Decode(config)):
         if batch.weight:
             pixels = batch.pixel_values.double() / 255
             total = total + pixels.mean(dim=(0, 2, 3))
@@ -245,12 +387,12 @@ def measure_statistics(
     return mean.tolist(), std.tolist(), num_images
 
 
-def make_loader(stream: SampleStream, config: MAEConfig, num_workers: int = 0) -> DataLoader:
+def make_loader(stream: SampleStream, examples: Examples, num_workers: int = 0) -> DataLoader:
     """Batches of a stream. The same batches for any number of workers."""
     return DataLoader(
-        Decode(config),
+        examples,
         batch_sampler=stream,
-        collate_fn=Collate(config),
+        collate_fn=examples.collate,
         num_workers=num_workers,
         worker_init_fn=ignore_in_workers,
         pin_memory=torch.cuda.is_available(),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ViTMAEConfig
 
 from configuration_mae import MAEConfig, to_pair
@@ -40,12 +40,26 @@ def our_state(model: MAEPreTrainedModel) -> dict[str, Tensor]:
     return {prefix + name: tensor for name, tensor in model.state_dict().items()}
 
 
+@torch.no_grad()
+def fold_head_norm(model: MAEPreTrainedModel) -> None:
+    """Multiplies the batch norm of a linear probe into its classifier, in place: other codes have no place for it."""
+    if not isinstance(getattr(model, "head_norm", None), nn.BatchNorm1d):
+        return
+    norm, head = model.head_norm, model.head
+    head.weight.mul_((norm.running_var + norm.eps).rsqrt())
+    head.bias.sub_(head.weight @ norm.running_mean)
+    model.head_norm = nn.Identity()
+    model.config.head_batch_norm = False
+
+
 def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
     """A `UserError` where the code of a layout has no such model."""
     config = model.config
     for name, value in _FIXED[layout].items():
         if getattr(config, name) != value:
             raise UserError(f"The {layout} code has {name}={value!r} only; this model's is {getattr(config, name)!r}.")
+    if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
+        raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
     encoder_without_norm = isinstance(model, MAEModel) and config.pooling == "mean"
     if layout == "timm" and encoder_without_norm:
         raise UserError("timm has no encoder without a last norm: convert the classifier, or load with pooling=cls.")

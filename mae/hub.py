@@ -26,6 +26,8 @@ from mae.arguments import RunArguments
 from mae.cards import CARD_FILE, is_generated, with_name
 from mae.checkpointing import (
     AVERAGE_FOLDER,
+    CLASSES_FILE,
+    CONFUSION_FILE,
     CURVE_FILE,
     ENVIRONMENT_FILE,
     EVALUATIONS_FILE,
@@ -44,7 +46,8 @@ from mae.retries import Patience, explain, status_of, with_patience
 
 MODEL_FILES = ("config.json", WEIGHTS_FILE, "preprocessor_config.json", "modeling_mae.py", "configuration_mae.py")
 _LOGS = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
-_FILES = (*MODEL_FILES, CARD_FILE, *_LOGS, RESULTS_FILE, CURVE_FILE, RECONSTRUCTION_FILE)
+_PICTURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
+_FILES = (*MODEL_FILES, CARD_FILE, *_LOGS, RESULTS_FILE, CLASSES_FILE, *_PICTURES)
 # Flags of a recipe that may hold paths.
 _PATHS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path")
 

@@ -38,7 +38,7 @@ from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel,
 # What may differ from the checkpoint without making its tensors mean something else: nothing depends on it, or it is
 # resampled, inflated or made anew, which is said.
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
-_FREE_FIELDS |= {"norm_pix_loss", "pooling", "drop_path_rate", "attention_probs_dropout_prob"}
+_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
 _FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
 _DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
@@ -55,8 +55,8 @@ _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 
 _OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 # Parts of a checkpoint that a model may leave out.
 _LEFT_OUT = {
-    MAEModel: ("decoder.", "head.", "fc_norm.", "mae.norm."),
-    MAEForPreTraining: ("head.", "fc_norm."),
+    MAEModel: ("decoder.", "head.", "head_norm.", "fc_norm.", "mae.norm."),
+    MAEForPreTraining: ("head.", "head_norm.", "fc_norm."),
     MAEForImageClassification: ("decoder.", "fc_norm.", "mae.norm."),
 }
 
@@ -164,8 +164,8 @@ def load_checkpoint(
         retry_minutes: How long faults of the network are waited out.
         overrides:
             Fields of the configuration. Settings that no tensor tells (heads, `norm_pix_loss`) where the checkpoint
-            has no configuration. Another `image_size` resamples the positions; another `patch_size` or `num_labels`
-            makes the patch projections or the classifier anew.
+            has no configuration. Another `image_size` resamples the positions; another `patch_size` makes the patch
+            projections anew, another number or other names of labels the classifier.
 
     Returns:
         The model, in evaluation mode, and what was found.
@@ -257,8 +257,10 @@ def make_plan(
     elif target.num_channels != own.num_channels:
         state = inflate(state, own.num_channels, target.num_channels, inflate_channels)
         found.changed.append(f"{own.num_channels} channels inflated to {target.num_channels} ({inflate_channels})")
-    if has_part(state, "head") and target.num_labels != own.num_labels:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("head.")}
+    names = _names_of(own), _names_of(target)
+    same_classes = target.num_labels == own.num_labels and (None in names or names[0] == names[1])
+    if has_part(state, "head") and not (same_classes and target.head_batch_norm == own.head_batch_norm):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_norm."))}
     for name in ("patch_size", "image_size"):
         if to_pair(getattr(target, name)) != to_pair(getattr(own, name)):
             found.changed.append(f"{name} from {getattr(own, name)} to {getattr(target, name)}")
@@ -376,6 +378,12 @@ def _own_config(
     return make_config(source, fields), fields
 
 
+def _names_of(config: MAEConfig) -> list[str] | None:
+    """The names of its classes; None where they have none but their numbers."""
+    names = list((config.id2label or {}).values())
+    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
 def _comparable(value: Any) -> Any:
     return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
 
@@ -463,7 +471,7 @@ def _account(
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit what is wanted.
-    may_be_new = ["decoder.", "head.", "fc_norm.", *_OF_PATCHES]
+    may_be_new = ["decoder.", "head.", "head_norm.", "fc_norm.", *_OF_PATCHES]
     if model_class is MAEForPreTraining:
         may_be_new.append("mae.norm.")
     may_be_new = [part for part in may_be_new if not has_part(state, part[:-1])]

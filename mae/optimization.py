@@ -27,23 +27,71 @@ def learning_rate_at(
     return min_learning_rate + (learning_rate - min_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """
-    Two groups of the model's trainable parameters: with and without weight decay. Biases and all that is
-    one-dimensional take none, nor does what the model names in `no_weight_decay()`.
+    The model's trainable parameters in groups with and without weight decay: biases and all that is one-dimensional
+    take none, nor does what the model names in `no_weight_decay()`. With a layer decay (Appendix A.1) there are two
+    for each layer that the model names in `layer_ids()`; `lr_scale` is by what their learning rate is multiplied.
     """
     exempt = model.no_weight_decay()
-    decayed, others = [], []
+    layers = model.layer_ids() if layer_decay != 1 else {}
+    last = max(layers.values(), default=0)
+    groups: dict[tuple[int, bool], dict] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
+            layer = layers.get(name, 0)
             is_exempt = parameter.ndim <= 1 or name.endswith(".bias") or name in exempt
-            (others if is_exempt else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+            group = {"params": [], "weight_decay": 0.0 if is_exempt else weight_decay}
+            if layers:
+                group["lr_scale"] = layer_decay ** (last - layer)
+            groups.setdefault((layer, is_exempt), group)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
 
 
-def make_optimizer(model: nn.Module, weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def make_optimizer(
+    model: nn.Module, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
+) -> torch.optim.AdamW:
     """AdamW; its learning rate is set at every step."""
-    return torch.optim.AdamW(parameter_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+    return torch.optim.AdamW(parameter_groups(model, weight_decay, layer_decay), lr=0.0, betas=betas, fused=True)
+
+
+class LARS(torch.optim.Optimizer):
+    """
+    LARS (You et al. 2017) as in the official linear probe: the rate of each matrix is scaled by the ratio of its norm
+    to its gradient's; vectors take neither that nor weight decay. Torch has none. As a fused optimizer it takes
+    `found_inf`, and then changes nothing.
+
+    Args:
+        trust_coefficient: By which the ratio is multiplied.
+    """
+
+    def __init__(self, params, lr: float, momentum: float = 0.9, trust_coefficient: float = 0.001):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "trust_coefficient": trust_coefficient})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        found_inf = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                update = parameter.grad
+                if parameter.ndim > 1:
+                    update = update.add(parameter, alpha=group.get("weight_decay", 0.0))
+                    norm, update_norm = torch.linalg.vector_norm(parameter), torch.linalg.vector_norm(update)
+                    ratio = group["trust_coefficient"] * norm / update_norm
+                    update = update * torch.where((norm > 0) & (update_norm > 0), ratio, 1.0)
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                buffer = state["momentum_buffer"]
+                new = group["momentum"] * buffer + update
+                if found_inf is not None:  # on the device, and so without waiting for it
+                    new = torch.where(found_inf.bool(), buffer, new)
+                    parameter.sub_(torch.where(found_inf.bool(), 0.0, group["lr"] * new))
+                else:
+                    parameter.sub_(group["lr"] * new)
+                buffer.copy_(new)
 
 
 class GuardedStep:

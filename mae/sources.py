@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import datasets
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import DatasetBuilder, Image, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.cache.cache import Cache
@@ -59,12 +60,16 @@ class Source(Protocol):
     revision: str | None  # the commit on the Hub that it is read at
     num_readers: int  # how many groups are worth reading at once
     note: str | None  # what the user should know of it
+    features: dict[str, Any]  # column -> type; of files none
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         """The rows of a group from `first_row` on: an image's bytes, or the path of its file."""
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         """Where a row comes from: the file's name within the source and the row's number in it."""
+
+    def read_column(self, name: str) -> pa.ChunkedArray:
+        """All values of a small column, labels say, in the order of the rows."""
 
 
 class ImageFileSource:
@@ -85,6 +90,7 @@ class ImageFileSource:
         self.num_readers = 1 if revision is None else REMOTE_READERS
         self.file_system = None if revision is None else fsspec.core.url_to_fs(self.paths[0])[0]
         self.note = None
+        self.features = {}
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         path = self.paths[group]
@@ -184,12 +190,24 @@ class ParquetSource:
         column: A struct of `bytes` and `path`, as `datasets` stores images, or the bytes alone.
         footers: A hash of what the footers say, for the fingerprint.
         revision: The commit that it is read at, on the Hub.
+        features: Column -> type, of all of them.
+        retry_minutes: How long [`ParquetSource.read_column`] waits faults of the network out.
     """
 
-    def __init__(self, row_groups: list[RowGroup], column: str, footers: str, revision: str | None = None):
+    def __init__(
+        self,
+        row_groups: list[RowGroup],
+        column: str,
+        footers: str,
+        revision: str | None = None,
+        features: dict[str, Any] | None = None,
+        retry_minutes: float = 0,
+    ):
         self.row_groups = row_groups
         self.column = column
         self.revision = revision
+        self.features = features or {}
+        self.retry_minutes = retry_minutes
         self.group_sizes = [row_group.num_rows for row_group in row_groups]
         index = tuple((row_group.name, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
         self.fingerprint = hash_key("parquet", column, index, footers).hex()
@@ -212,6 +230,18 @@ class ParquetSource:
     def _read_metadata(self, file: str) -> pq.FileMetaData:
         with self.file_system.open(file) as stream:
             return pq.ParquetFile(stream).metadata
+
+    def read_column(self, name: str) -> pa.ChunkedArray:
+        def read(file: str) -> pa.ChunkedArray:
+            with self.file_system.open(file) as stream:
+                return pq.ParquetFile(stream).read(columns=[name]).column(name)
+
+        files = list(dict.fromkeys(row_group.file for row_group in self.row_groups))
+        with ThreadPoolExecutor(REMOTE_READERS) as pool:
+            columns = pool.map(
+                lambda file: with_patience(f"{file}, column {name}", self.retry_minutes, lambda: read(file)), files
+            )
+            return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         row_group, metadata = self.row_groups[group], self._metadata(self.row_groups[group].file)
@@ -249,6 +279,8 @@ class ArrowSource:
 
     def __init__(self, dataset: datasets.Dataset, column: str, split: str, revision: str | None = None):
         self.split = split
+        self.features = dict(dataset.features)
+        self._all_columns = dataset
         self.dataset = dataset.select_columns([column]).cast_column(column, Image(decode=False))
         self.column = column
         self.revision = revision
@@ -256,6 +288,9 @@ class ArrowSource:
         # Of a sample of the rows, because nothing else says what is in them on every machine alike.
         content = [_read_file(next(iter(self.read(row, 0)))) for row in _sampled_rows(len(dataset))]
         self.fingerprint = hash_key("arrow", column, len(dataset), *content).hex()
+
+    def read_column(self, name: str) -> pa.ChunkedArray:
+        return self._all_columns.select_columns([name]).with_format("arrow")[:][name]
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         image = self.dataset[group][self.column] or {}
@@ -282,6 +317,7 @@ class _Part:
         self.revision = source.revision
         self.num_readers = source.num_readers
         self.note = source.note
+        self.features = {}  # labels are taken from those of the whole
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         wanted = self.rows(group)[first_row:].tolist()
@@ -326,6 +362,30 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
         return _Part(source, counts.tolist(), rows, fingerprint)
 
     return part("train", sizes - held, other_rows), part("held out", held, held_rows)
+
+
+def take_rows(source: Source, rows: np.ndarray) -> Source:
+    """
+    Some rows of a source.
+
+    Args:
+        rows: Their numbers over all groups, ascending.
+    """
+    starts = np.concatenate([[0], np.cumsum(source.group_sizes)])
+    bounds = np.searchsorted(rows, starts)  # group g has rows[bounds[g] : bounds[g + 1]]
+
+    def rows_of(group: int) -> np.ndarray:
+        return rows[bounds[group] : bounds[group + 1]] - starts[group]
+
+    fingerprint = hash_key("rows", source.fingerprint, rows.astype(np.int64).tobytes()).hex()
+    return _Part(source, np.diff(bounds).tolist(), rows_of, fingerprint)
+
+
+def row_origins(source: Source, rows: np.ndarray) -> list[tuple[str, int]]:
+    """Where rows, by their numbers over all groups, come from."""
+    starts = np.concatenate([[0], np.cumsum(source.group_sizes)])
+    groups = np.searchsorted(starts, rows, side="right") - 1
+    return [source.origin(group, row) for group, row in zip(groups.tolist(), (rows - starts[groups]).tolist())]
 
 
 def _sampled_rows(num_rows: int) -> list[int]:
@@ -460,7 +520,8 @@ def open_dataset(
         dataset = with_patience(
             what, retry_minutes, lambda: load_dataset(**arguments, split=split, streaming=True)._resolve_features()
         )
-        return ParquetSource(row_groups, find_image_column(dataset.features, image_column_name), footers, revision)
+        column = find_image_column(dataset.features, image_column_name)
+        return ParquetSource(row_groups, column, footers, revision, dict(dataset.features), retry_minutes)
 
     def stream_files(split: str) -> ImageFileSource:
         root = f"hf://datasets/{repository}@{revision}/"

@@ -10,6 +10,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
+
 from mae.errors import DataError, UserError
 from mae.order import SampleOrder, Window, sample_seed
 from mae.retries import Patience, explain
@@ -29,6 +31,7 @@ class Sample(NamedTuple):
     origin: tuple[str, int]  # file and row
     seed: int
     image: bytes | str
+    index: int = -1  # of the row over all groups of the source: its label's place
 
 
 class _Reading:
@@ -277,6 +280,7 @@ class SampleStream:
             windows = itertools.takewhile(lambda window: order.position(window) < self.stop, windows)
         # The reader starts here and not in __init__: DataLoader forks its workers before it asks for samples.
         reader = WindowReader(self.source, windows, max_bytes=self.max_bytes_ahead, retry_minutes=self.retry_minutes)
+        starts = np.concatenate([[0], np.cumsum(self.source.group_sizes)])
         current: dict[int, tuple[Window, list]] = {}
         batch = []
         try:
@@ -294,7 +298,8 @@ class SampleStream:
                 group, group_row = window.locate(index)
                 image, images[index] = images[index], b""  # frees it: a window drains while the next one fills
                 seed = sample_seed(order.seed, epoch, place)
-                batch.append(Sample(epoch, position, self.source.origin(group, group_row), seed, image))
+                origin, row_index = self.source.origin(group, group_row), int(starts[group]) + group_row
+                batch.append(Sample(epoch, position, origin, seed, image, row_index))
                 if len(batch) == self.batch_size:
                     yield batch
                     batch = []

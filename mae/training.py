@@ -5,7 +5,6 @@ Model and optimizer are prepared by Accelerate, the data never is: the stream al
 each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
-import hashlib
 import multiprocessing
 import signal
 import time
@@ -17,114 +16,33 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from huggingface_hub.errors import StrictDataclassError
+from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
-from mae.arguments import PreTrainingRecipe, RunArguments, parse_overrides, parse_statistics
+from mae.arguments import Recipe, RunArguments
+from mae.building import hash_weights
 from mae.checkpointing import EVALUATIONS_FILE, NONFINITE, SKIPPED_FILE, RunDirectory
-from mae.data import Batch, make_loader, measure_statistics, normalize, samples_digest
+from mae.data import Batch, Examples, make_loader, samples_digest
 from mae.errors import DataError, Interrupted, RunError, UserError, first_line
 from mae.evaluation import Evaluator
 from mae.interruption import Interruption, StoppedWaiting
 from mae.launching import default_num_workers, on_main_process, process_timeout, say
-from mae.loading import Found, load_checkpoint
-from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer
+from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at
 from mae.order import SampleOrder
 from mae.sources import Source
 from mae.streaming import SampleStream
-from mae.throughput import peak_flops, training_flops
+from mae.throughput import peak_flops
 from mae.tracking import start_trackers, track
-from modeling_mae import MAEForPreTraining
+from modeling_mae import MAEPreTrainedModel
 
 
-# How many images --image_mean auto looks at.
-STATISTICS_IMAGES = 1000
-
-
-def build_model(recipe: PreTrainingRecipe, retry_minutes: float = 0) -> tuple[MAEForPreTraining, Found | None]:
+class Training:
     """
-    The model that a recipe names, from scratch, or from a checkpoint with what was found in it. The seed decides the
-    weights that are new; faults of the network are waited out for `retry_minutes`.
-
-    Raises:
-        UserError: for an impossible configuration, and for one that does not fit the checkpoint.
-    """
-    set_seed(recipe.seed)
-    fields = parse_overrides(recipe.config_overrides)
-    for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss"):
-        value = getattr(recipe, name)
-        if isinstance(value, list):
-            value = value[0] if len(value) == 1 else tuple(value)
-        if value is not None:
-            fields[name] = value
-    for name in ("image_mean", "image_std"):
-        values = parse_statistics(name, getattr(recipe, name))
-        if values is not None:
-            fields[name] = values[0] if len(values) == 1 else values
-    try:
-        if recipe.model_name_or_path is None:
-            return MAEForPreTraining(MAEConfig.from_size(recipe.model_size or "base", **fields)), None
-        if recipe.model_size is not None:  # must be the checkpoint's
-            size = MAEConfig.from_size(recipe.model_size)
-            names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-            fields = {name: getattr(size, name) for name in names} | fields
-    except StrictDataclassError as error:
-        raise UserError(str(error.__cause__ or error)) from None
-    except ValueError as error:
-        raise UserError(first_line(error)) from None
-    return load_checkpoint(
-        recipe.model_name_or_path,
-        MAEForPreTraining,
-        dtype=torch.float32,
-        revision=recipe.model_revision,
-        allow_pickle=recipe.allow_pickle,
-        inflate_channels=recipe.inflate_channels,
-        retry_minutes=retry_minutes,
-        **fields,
-    )
-
-
-def choose_statistics(
-    model: MAEForPreTraining, source: Source, recipe: PreTrainingRecipe, arguments: RunArguments
-) -> str | None:
-    """
-    Sets the mean and std that images are normalised by where they are to be measured, and says so.
-
-    Raises:
-        UserError: where nobody has said what they are, for another number of channels than 3.
-    """
-    config = model.config
-    if recipe.image_mean == ["auto"]:
-        order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
-        config.image_mean, config.image_std, count = measure_statistics(
-            source, order, config, STATISTICS_IMAGES, arguments.data_retry_minutes
-        )
-        mean, std = ([round(value, 4) for value in values] for values in (config.image_mean, config.image_std))
-        return f"Measured on {count} images: --image_mean {mean}, --image_std {std}"
-    if config.image_mean is None:
-        raise UserError(
-            f"Images of {config.num_channels} channels have no usual mean and std: give --image_mean and --image_std, "
-            "or --image_mean auto to measure them. 0 and 1 leave pixels as they are, in [0, 1]."
-        )
-    return None
-
-
-def hash_weights(model: MAEForPreTraining) -> str:
-    """A hash of a model's tensors."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return weights.hexdigest()
-
-
-class PreTraining:
-    """
-    A run of masked pre-training.
+    A training run. What it trains for is said by what a task overrides: [`Training.make_examples`],
+    [`Training.make_optimizer`], [`Training.compute_loss`].
 
     Args:
         model: What to train.
@@ -137,11 +55,14 @@ class PreTraining:
         UserError: where recipe, data, model and processes do not fit together.
     """
 
+    task = "training"  # beside the bar
+    min_learning_rate = 0.0  # at the end of the schedule
+
     def __init__(
         self,
-        model: MAEForPreTraining,
+        model: MAEPreTrainedModel,
         source: Source,
-        recipe: PreTrainingRecipe,
+        recipe: Recipe,
         arguments: RunArguments,
         accelerator: Accelerator,
         evaluators: Sequence[Evaluator] = (),
@@ -152,13 +73,6 @@ class PreTraining:
         self.recipe = recipe
         self.arguments = arguments
         self.accelerator = accelerator
-        for name in ("drop_path_rate", "attention_probs_dropout_prob"):
-            # It would be drawn from a state that depends on how the batch is divided and that no checkpoint holds.
-            if getattr(model.config, name):
-                raise UserError(
-                    f"{name}={getattr(model.config, name)} is for fine-tuning; pre-train without it, as the paper "
-                    f"does: --config_overrides {name}=0"
-                )
         # Before training changes them, and whatever their folder is called.
         self.initial_weights = hash_weights(model) if recipe.model_name_or_path is not None else None
         self.order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
@@ -203,9 +117,33 @@ class PreTraining:
         self._make_loader(first_step=0)  # for its checks, before anything is written
         self.batches: Iterator[Batch] | None = None  # from the first step's on
 
-    def _make_loader(self, first_step: int) -> DataLoader:
-        stream = SampleStream(
-            self.source,
+    # What a task says
+
+    def make_examples(self) -> Examples:
+        """What it makes of samples."""
+        raise NotImplementedError
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Of the model's trainable parameters; a fused one, see [`GuardedStep`]. Its rate is set at every step."""
+        raise NotImplementedError
+
+    def compute_loss(self, batch: Batch) -> torch.Tensor:
+        """The mean loss over a micro-batch's images, a scalar, through `self.prepared`."""
+        raise NotImplementedError
+
+    @property
+    def flops(self) -> float | None:
+        """Of training on one image, where they are known."""
+        return None
+
+    def prepare_data(self, run: RunDirectory, is_stopped: Callable[[], bool]) -> bool:
+        """Called by every process before the first step; False where it was stopped on its way."""
+        return True
+
+    def make_stream(self, first_step: int, source: Source) -> SampleStream:
+        """This process's samples from a step on."""
+        return SampleStream(
+            source,
             self.order,
             self.arguments.per_device_train_batch_size,
             self.accelerator.process_index,
@@ -214,14 +152,16 @@ class PreTraining:
             stop=self.num_steps * self.batch_size,
             retry_minutes=self.arguments.data_retry_minutes,
         )
-        return make_loader(stream, self.model.config, self.num_workers)
+
+    def _make_loader(self, first_step: int) -> DataLoader:
+        return make_loader(self.make_stream(first_step, self.source), self.make_examples(), self.num_workers)
 
     @property
     def identity(self) -> dict:
         """Everything that changes the run's results; not how the batch is divided, nor where files lie."""
         # In the place of names and flags, what they led to: fingerprint, initial weights and configuration.
         replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name", "streaming"}
-        replaced |= {"train_dir", "validation_dir"}
+        replaced |= {"train_dir", "validation_dir", "label_column_name"}
         replaced |= {"model_name_or_path", "model_revision", "allow_pickle", "model_size", "inflate_channels"}
         replaced |= {"image_mean", "image_std"}
         replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
@@ -372,7 +312,7 @@ class PreTraining:
             for module in model.modules():
                 if type(module).__name__ in model._no_split_modules:
                     module.compile()
-        self.optimizer = make_optimizer(model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
+        self.optimizer = self.make_optimizer()
         self.prepared, _ = accelerator.prepare(model, self.optimizer)
         self.prepared.train()
         self.average = None if recipe.ema_decay is None else AveragedWeights(model, recipe.ema_decay)
@@ -428,15 +368,18 @@ class PreTraining:
         """Adds a micro-batch's gradient; its share of the step's loss."""
         accelerator = self.accelerator
         with nullcontext() if synchronised else accelerator.no_sync(self.prepared):
-            images = batch.pixel_values.to(accelerator.device, non_blocking=True)
-            noise = torch.as_tensor(batch.noise).to(accelerator.device, non_blocking=True)
             # Unreadable images count with a loss of 0: the step's loss is the sum over the good ones divided by the
             # batch size, however the batch is divided.
             with accelerator.autocast():  # which DDP enters by itself, and FSDP2 does not
-                loss = self.prepared(normalize(images, self.model.config), noise=noise).loss
+                loss = self.compute_loss(batch)
             loss = loss * (batch.weight / self.accumulation)
             accelerator.backward(loss)
         return loss.detach()
+
+    @staticmethod
+    def _asker(interruption: Interruption) -> Callable[[], bool]:
+        """Whether any process was asked to stop; every one must ask."""
+        return lambda: interruption.agree(interruption.signal is not None)[0]
 
     @torch.no_grad()
     def _evaluate(self, step: int, run: RunDirectory, interruption: Interruption) -> None:
@@ -447,9 +390,7 @@ class PreTraining:
             Interrupted: on a request to stop. They look again when the run goes on.
         """
 
-        def is_stopped() -> bool:
-            return interruption.agree(interruption.signal is not None)[0]
-
+        is_stopped = self._asker(interruption)
         due = [evaluator for evaluator in self.evaluators if step % evaluator.every == 0 or step == self.num_steps]
         if not due:
             return
@@ -480,6 +421,8 @@ class PreTraining:
         accelerator, arguments = self.accelerator, self.arguments
         first_step = self._start(run)
         run.cut_metrics(first_step)
+        if not self.prepare_data(run, self._asker(interruption)):
+            self._leave(interruption, first_step)
         if accelerator.log_with:
             on_main_process(lambda: start_trackers(accelerator, run.path, run.identity, first_step))
         peak = peak_flops(accelerator.device, accelerator.mixed_precision, arguments.tf32)
@@ -493,17 +436,21 @@ class PreTraining:
         bar = tqdm(
             total=self.num_steps,
             initial=first_step,
-            desc="pre-training",
+            desc=self.task,
             unit="step",
             disable=not accelerator.is_main_process,
         )
         with bar:
             for step in range(first_step + 1, self.num_steps + 1):
                 learning_rate = learning_rate_at(
-                    (step - 1) / self.steps_per_epoch, self.learning_rate, self.warmup_epochs, self.num_epochs
+                    (step - 1) / self.steps_per_epoch,
+                    self.learning_rate,
+                    self.warmup_epochs,
+                    self.num_epochs,
+                    self.min_learning_rate,
                 )
                 for group in self.optimizer.param_groups:
-                    group["lr"] = learning_rate
+                    group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
                 step_loss, digests = 0.0, []
                 for micro_step in range(1, self.accumulation + 1):
@@ -538,9 +485,8 @@ class PreTraining:
                     }
                     shown = {"loss": f"{self.loss:.4f}", "images/s": f"{images_per_second:.0f}"}
                     shown["data wait"] = f"{data_wait / (now - logged_at):.0%}"
-                    if peak is not None:
-                        flops = images_per_second * training_flops(self.model.config)
-                        line["mfu"] = round(flops / (peak * accelerator.num_processes), 4)
+                    if peak is not None and self.flops is not None:
+                        line["mfu"] = round(images_per_second * self.flops / (peak * accelerator.num_processes), 4)
                         shown["MFU"] = f"{line['mfu']:.0%}"
                     run.log(line)
                     track(accelerator, "train", line, step)

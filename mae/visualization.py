@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from mae.data import denormalize
 from modeling_mae import MAEForPreTraining, MAEReconstructionOutput
@@ -15,40 +16,96 @@ matplotlib.rcParams["axes.spines.top"] = False
 matplotlib.rcParams["axes.spines.right"] = False
 
 
+# What of evaluations.jsonl is drawn as a share, and what it is called there.
+_SCORES = {
+    "eval_accuracy": "accuracy",
+    "eval_accuracy_top5": "top-5 accuracy",
+    "eval_mean_average_precision": "mean average precision",
+    "eval_knn_accuracy": "accuracy of 20 neighbours",
+}
+
+
 def save_curve(
-    metrics: list[dict], evaluations: list[dict], path: Path, label: str, title: str = "Pre-training loss"
+    metrics: list[dict],
+    evaluations: list[dict],
+    path: Path,
+    label: str,
+    title: str = "Pre-training loss",
+    loss_label: str = "loss on masked patches",
 ) -> None:
     """
     The loss over the steps, single steps faint and their running mean bold, that of the images looked at meanwhile,
-    and the learning rate below.
+    their scores where there are any, and the learning rate below.
 
     Args:
         metrics: Lines of metrics.jsonl, with `step`, `loss` and `learning_rate`.
-        evaluations: Lines of evaluations.jsonl, with `step` and `eval_loss`.
-        label: What the latter are.
+        evaluations: Lines of evaluations.jsonl, with `step`, and `eval_loss` or scores.
+        label: What the latter are of.
     """
     metrics = [line for line in metrics if line["loss"] is not None]  # not finite
     steps = np.array([line["step"] for line in metrics])
     losses = np.array([line["loss"] for line in metrics], dtype=float)
     rates = [line["learning_rate"] for line in metrics]
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+
+    def series(name: str) -> tuple[list, list]:
+        points = [(line["step"], line[name]) for line in evaluations if line.get(name) is not None]
+        return [step for step, _ in points], [value for _, value in points]
+
+    scores = {name: series(key) for key, name in _SCORES.items() if series(key)[0]}
+    figure = Figure(figsize=(8, 8 if scores else 5.5), layout="constrained")
+    ratios = [4, 3, 1] if scores else [4, 1]
+    top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
     window = max(len(losses) // 20, 1)
     top.plot(steps, losses, color="tab:blue", alpha=0.3, linewidth=1, label="one step")
     if window > 1:
         mean = np.convolve(losses, np.ones(window) / window, mode="valid")
         top.plot(steps[window - 1 :], mean, color="tab:blue", linewidth=2, label=f"mean of {window} logged steps")
-    if evaluations:
-        points = [line["step"] for line in evaluations], [line["eval_loss"] for line in evaluations]
-        top.plot(*points, color="tab:orange", marker="o", markersize=4, label=label)
-    top.set(ylabel="loss on masked patches", title=title)
+    if series("eval_loss")[0]:
+        top.plot(*series("eval_loss"), color="tab:orange", marker="o", markersize=4, label=label)
+    top.set(ylabel=loss_label, title=title)
     top.set_ylim(bottom=0)
     top.grid(alpha=0.3)
     top.legend(frameon=False)
+    for axis in middle:
+        for color, (name, points) in zip(("tab:orange", "tab:green"), scores.items()):
+            axis.plot(*points, color=color, marker="o", markersize=4, label=f"{name}, {label}")
+        axis.set(ylabel="score")
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, loc="lower right")
     bottom.plot(steps, rates, color="tab:grey")
     bottom.set(xlabel="optimizer step", ylabel="learning rate")
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     bottom.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def save_confusion_matrix(matrix: np.ndarray, names: list[str], path: Path, title: str) -> None:
+    """
+    Which classes are taken for which, as shares of the images of a class; with numbers where there is room for them.
+
+    Args:
+        matrix: Counts, the true class by the predicted one.
+    """
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    size = min(max(5.0, 0.42 * len(names) + 2.5), 14)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    axis = figure.subplots()
+    picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(picture, ax=axis, shrink=0.7, format=PercentFormatter(1), label="share of the true class")
+    axis.spines[:].set_visible(False)
+    axis.set(xlabel="predicted class", ylabel="true class")
+    figure.suptitle(title, fontsize=11)
+    if len(names) <= 40:
+        shown = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+        axis.set_xticks(range(len(names)), shown, rotation=90)
+        axis.set_yticks(range(len(names)), shown)
+    if len(names) <= 20:
+        for row, column in np.ndindex(*matrix.shape):
+            if matrix[row, column]:
+                color = "white" if shares[row, column] > 0.6 else "black"
+                axis.text(column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=8, color=color)
     figure.savefig(path, dpi=120)
 
 

@@ -59,7 +59,7 @@ if __name__ == "__main__":
     take_fsdp2()
     sys.argv = sys.argv[1:]
     names = runpy.run_path(sys.argv[0], run_name="run_mae")
-    from mae.training import PreTraining
+    from mae.pretraining import PreTraining
 
     begin = PreTraining._start
 

@@ -11,7 +11,7 @@ from test_loading import make_config, make_model
 
 from mae.cards import (
     PLACEHOLDER,
-    PreTrainingFacts,
+    Facts,
     converted_card,
     is_generated,
     pretraining_card,
@@ -57,7 +57,7 @@ def make_card(step=100, evaluated=True, recipe=RECIPE, config=None, **facts):
         {"step": 100, "loss": 0.5, "images_per_second": 640},
     ]
     evaluations = [{"step": 100, "eval_loss": 0.4567}] if evaluated else []
-    return pretraining_card(PreTrainingFacts(**values | facts), step, metrics, evaluations)
+    return pretraining_card(Facts(**values | facts), step, metrics, evaluations)
 
 
 def metadata(text):

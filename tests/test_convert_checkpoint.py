@@ -18,11 +18,11 @@ from test_weights import malicious
 from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForPreTraining
 
 from mae.arguments import PreTrainingRecipe
+from mae.building import build_model, read_checkpoint
 from mae.conversion import OFFICIAL, VIT_MAE_SAVED_BY_5, from_ours
 from mae.errors import UserError
 from mae.exporting import our_state, save_checkpoint
 from mae.loading import load_checkpoint
-from mae.training import build_model
 from modeling_mae import MAEForPreTraining, MAEModel
 
 
@@ -342,10 +342,10 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path):
     save_file(load_file(official(tmp_path, "official_classify_cls")[0]), path)
     recipe = PreTrainingRecipe(model_name_or_path=str(path))
     with pytest.raises(UserError, match="give num_attention_heads"):
-        build_model(recipe)
+        build_model(recipe, read_checkpoint(recipe))
     recipe = replace(recipe, config_overrides="num_attention_heads=3,decoder_num_hidden_layers=1", patch_size=[4])
-    model, found = build_model(recipe)
+    model, found = build_model(recipe, read_checkpoint(recipe))
     assert model.config.patch_size == 4 and model.config.decoder_num_hidden_layers == 1
     assert "mae.patch_embed (2 tensors)" in str(found)
-    again, _ = build_model(recipe)
+    again, _ = build_model(recipe, read_checkpoint(recipe))
     assert_same_state(again, model)

@@ -24,7 +24,6 @@ from torchvision.transforms.v2 import functional as TF
 from configuration_mae import MAEConfig
 from mae import retries
 from mae.data import (
-    Collate,
     Decode,
     denormalize,
     load_images,
@@ -363,7 +362,7 @@ def test_batches_of_several_types():
         buffer = io.BytesIO()
         np.save(buffer, array)
         examples.append(Decode(config)[sample(buffer.getvalue())])
-    batch = Collate(config)(examples)
+    batch = Decode(config).collate(examples)
     torch.testing.assert_close(batch.pixel_values.float()[:, 0, 0, 0], torch.tensor([128.0, 127.5]))
 
 
@@ -475,7 +474,7 @@ def test_load_images(parquet_folder):
 def batches(source, workers=0, start=0, stop=96, batch_size=8, index=0, processes=1):
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, batch_size, index, processes, start, stop)
-    return list(make_loader(stream, CONFIG, workers))
+    return list(make_loader(stream, Decode(CONFIG), workers))
 
 
 def assert_same(ours, theirs):

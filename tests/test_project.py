@@ -15,7 +15,7 @@ from PIL import Image
 
 from configuration_mae import MAEConfig
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
-from mae.training import build_model
+from mae.building import build_model, read_checkpoint
 from modeling_mae import MAEForPreTraining
 
 
@@ -119,7 +119,7 @@ def test_recipes(recipe):
             PreTrainingRecipe, RunArguments, description="", argv=["--recipe", str(recipe), *more]
         )
     with torch.device("meta"):
-        model, _ = build_model(flags)
+        model, _ = build_model(flags, read_checkpoint(flags))
     assert model.num_parameters() > 10**6
     processes = int((re.search(r"--num_processes (\d+)", command) or [0, 1])[1])
     batch = processes * run.per_device_train_batch_size * run.gradient_accumulation_steps

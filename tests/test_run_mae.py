@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.building import build_model
 from mae.optimization import learning_rate_at
-from mae.training import build_model
 from modeling_mae import MAEForPreTraining
 
 
@@ -134,7 +134,7 @@ def test_the_command_of_transformers(data, tmp_path):
     done = start("--output_dir", tmp_path / "run", *small, *command)
     assert done.returncode == 0, done.stderr
     notes = [line for line in done.stderr.splitlines() if line.startswith("Note: --")]
-    assert len(notes) == 10 and "Note: --label_names has no effect: there are no labels." in notes
+    assert len(notes) == 10 and "Note: --save_strategy has no effect: --save_steps and --save_minutes decide." in notes
     lines = metrics(tmp_path / "run")
     assert lines[-1]["step"] == 22  # 2 epochs of 88 images, 8 at once
     # One epoch of the 11 steps each has 0.1 epochs of warm-up.
@@ -211,14 +211,14 @@ def test_flags_and_the_recipe(tmp_path):
         argv = ["--recipe", str(recipe), *argv]
         return parse_arguments(PreTrainingRecipe, RunArguments, description="", argv=argv)[0]
 
-    config = build_model(parse())[0].config
+    config = build_model(parse(), None)[0].config
     assert (config.hidden_size, config.num_hidden_layers, config.qkv_bias, config.hidden_act) == (
         384,
         2,
         False,
         "relu",
     )
-    config = build_model(parse("--config_overrides", "num_hidden_layers=1,hidden_act=gelu"))[0].config
+    config = build_model(parse("--config_overrides", "num_hidden_layers=1,hidden_act=gelu"), None)[0].config
     assert (config.hidden_size, config.num_hidden_layers, config.qkv_bias, config.hidden_act) == (
         384,
         1,
@@ -231,9 +231,8 @@ def test_flags_and_the_recipe(tmp_path):
     assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == (None, None, None, None)
     assert other.norm_pix_loss
     # The name of a field's own flag wins over config_overrides.
-    config = build_model(parse("--config_overrides", "mask_ratio=0.5,num_hidden_layers=1", "--mask_ratio", "0.6"))[
-        0
-    ].config
+    recipe = parse("--config_overrides", "mask_ratio=0.5,num_hidden_layers=1", "--mask_ratio", "0.6")
+    config = build_model(recipe, None)[0].config
     assert config.mask_ratio == 0.6
 
 

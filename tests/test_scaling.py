@@ -23,7 +23,7 @@ from transformers import AutoModel
 from configuration_mae import MAEConfig
 from mae import throughput
 from mae.optimization import AveragedWeights, GuardedStep
-from mae.training import PreTraining
+from mae.pretraining import PreTraining
 from modeling_mae import MAEForPreTraining
 
 

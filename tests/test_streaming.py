@@ -25,7 +25,7 @@ from runs import TINY, metrics, run, start
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
 
 from mae import retries
-from mae.data import make_loader, samples_digest
+from mae.data import Decode, make_loader, samples_digest
 from mae.errors import DataError, UserError
 from mae.order import SampleOrder
 from mae.sources import open_dataset, open_folder, read_footers
@@ -329,7 +329,7 @@ def test_drops_in_mid_read(kind, parquet_on_the_hub, files_on_the_hub, hub: Hub,
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, 8, stop=96, retry_minutes=1)
     hub.fault("GET", r"/cdn/.*", drop_after=500, times=14)
-    assert_same(list(make_loader(stream, CONFIG)), expected)
+    assert_same(list(make_loader(stream, Decode(CONFIG))), expected)
     assert 1 <= capsys.readouterr().err.count("; trying again in") <= 14 and not hub.faults[0].times
 
 

@@ -1,0 +1,83 @@
+"""
+Writes the features of images, one row for each: file, row, label where there are labels, and a vector.
+
+    python examples/extract_features.py --model_name_or_path outputs/run_mae --train_dir my_images --output f.parquet
+    ... --pooling mean --layer 8                    the mean of the patch tokens after block 8
+    ... --dataset_name my_parquet --split held_out  the validation or test split
+    ... --output features.safetensors               tensors `features`, `rows` and `labels`
+
+The same images and model give the same file. Several processes (`accelerate launch`) share the work.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+from mae.arguments import FeatureArguments, parse_arguments
+from mae.checkpointing import UNFINISHED
+from mae.errors import UserError
+from mae.evaluation import origin_columns
+from mae.features import compute_features, load_encoder
+from mae.labels import has_labels, read_labels
+from mae.launching import make_accelerator, say
+from mae.running import open_sources, run_script
+
+
+@dataclass
+class OutputArguments:
+    output: str = field(metadata={"help": "A file that does not exist: .parquet or .safetensors."})
+    split: str = field(default="train", metadata={"help": "train, or held_out: validation or test images."})
+
+
+def main() -> None:
+    arguments, output = parse_arguments(FeatureArguments, OutputArguments, description=__doc__)
+    accelerator = make_accelerator(arguments.run)
+    logging.disable_progress_bar()
+    if output.split not in ("train", "held_out"):
+        raise UserError(f"--split {output.split}: wanted is train or held_out.")
+    path = Path(output.output).expanduser()
+    if path.suffix not in (".parquet", ".safetensors"):
+        raise UserError(f"--output {output.output} must end in .parquet or .safetensors.")
+    if path.exists() or not path.parent.is_dir():
+        problem = "exists already" if path.exists() else "lies in no folder that is there"
+        raise UserError(f"--output {output.output} {problem}: name another file.")
+
+    encoder, found = load_encoder(arguments, accelerator)
+    say(found)
+    sources = open_sources(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
+    source = sources[output.split == "held_out"]
+    if source is None:
+        raise UserError("--split held_out: the data has no held-out images.")
+    labels = None
+    if has_labels(source, arguments.label_column_name):
+        labels = read_labels(source, f"--split {output.split}", arguments.label_column_name)
+    mapped = compute_features(encoder, source, arguments, accelerator, output.split)
+    if not accelerator.is_main_process:
+        return
+    features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)
+    values = None if labels is None else labels.values[mapped.rows]
+    what = {"model": found.source, "layer": str(arguments.layer or "last"), "pooling": arguments.pooling}
+    names = {} if labels is None else {"labels": json.dumps(labels.names, ensure_ascii=False)}
+    if path.suffix == ".safetensors":
+        tensors = {"features": features, "rows": torch.from_numpy(mapped.rows)}
+        tensors |= {} if values is None else {"labels": torch.from_numpy(values)}
+        save_file(tensors, unfinished, metadata=what | names)
+    else:
+        columns = origin_columns(source, mapped.rows)
+        if values is not None:
+            columns["label"] = values.tolist()
+        flat = pa.array(features.flatten().numpy())
+        table = pa.table(columns | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
+        pq.write_table(table.replace_schema_metadata(what | names), unfinished)
+    unfinished.replace(path)
+    say(f"{features.shape[0]:,} vectors of {features.shape[1]}: {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)

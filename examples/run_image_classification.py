@@ -1,0 +1,118 @@
+"""
+Trains a classifier of images on a pre-trained encoder, and says how good it is on held-out images.
+
+    accelerate launch examples/run_image_classification.py --model_name_or_path outputs/run_mae --train_dir my_images
+    ... --protocol finetune                              all weights: what the encoder can become
+    ... --protocol linear                                a classifier on frozen features: what it has already
+    ... --protocol partial --num_trainable_blocks 4      in between
+    ... --from_scratch                                   without pre-training: the baseline
+    python examples/run_image_classification.py --help
+
+my_images has a folder of images for each class; or --dataset_name with a column of labels. Held-out images are those
+of --validation_dir or of the data set's own split, or --train_val_split 0.1 of the others.
+
+What no flag says is the paper's: Tables 9 to 11. The same command again goes on where it was. Exit codes of `python
+examples/run_image_classification.py` (launchers have their own): 2 for a mistake in the command line, before anything
+is written; 1 for what ends a run on its way; 75 after SIGTERM or Ctrl-C, with all saved. Each in one line.
+"""
+
+import json
+import shlex
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments, parse_overrides
+from mae.building import choose_statistics, read_checkpoint
+from mae.cards import Facts, classification_card
+from mae.checkpointing import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
+from mae.classification import Classification, build_classifier
+from mae.evaluation import Accuracy
+from mae.launching import describe_environment, make_accelerator
+from mae.running import conduct, data_name, list_results, open_labelled, run_script, short_data_name
+from mae.visualization import save_curve
+from mae.weights import hub_name
+
+
+def main() -> None:
+    recipe, arguments = parse_arguments(ClassificationRecipe, ClassificationArguments, description=__doc__)
+    accelerator = make_accelerator(arguments)
+    logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
+
+    weights = read_checkpoint(recipe, arguments.data_retry_minutes)
+    # Only of folders of arrays the number of channels must be known before.
+    channels = parse_overrides(recipe.config_overrides).get("num_channels", 3)
+    (source, labels), (held_out, held_out_labels) = open_labelled(
+        recipe, channels, arguments.data_retry_minutes, arguments.max_eval_samples
+    )
+    model, found = build_classifier(recipe, weights, labels)
+    if found is not None:
+        recipe.model_revision = found.revision
+    measured = choose_statistics(model, source, recipe, arguments)
+    accuracy = Accuracy(held_out, held_out_labels, arguments.eval_steps, arguments.per_device_train_batch_size)
+    training = Classification(model, source, recipe, arguments, accelerator, accuracy, labels)
+    facts = Facts(
+        config=model.config,
+        num_parameters=model.num_parameters(),
+        recipe=training.resolved_recipe,
+        environment=describe_environment(accelerator),
+        data=short_data_name(recipe),
+        dataset=recipe.dataset_name if source.revision is not None else None,
+        num_images=training.order.num_rows,
+        num_held_out=len(held_out_labels.values),
+        steps=training.num_steps,
+        epochs=training.num_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        warmup_epochs=training.warmup_epochs,
+        base_model=hub_name(recipe.model_name_or_path) if recipe.model_revision is not None else None,
+        license=arguments.hub_license,
+    )
+
+    def draw(run: RunDirectory, folder: Path, metrics: list[dict], evaluations: list[dict]) -> None:
+        if metrics:
+            title = f"{training.task.capitalize()}: loss"
+            save_curve(metrics, evaluations, folder / CURVE_FILE, "held-out images", title, "loss")
+
+    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    notes = [
+        found,
+        measured,
+        f"{training.task.capitalize()} of {trained:,} of {model.num_parameters():,} parameters on "
+        f"{training.order.num_rows:,} images of {len(labels.names)} classes, {facts.num_held_out:,} held out: "
+        f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
+        f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding",
+    ]
+    conduct(
+        training,
+        arguments,
+        accelerator,
+        data_name(recipe, source.revision),
+        notes,
+        draw,
+        lambda *lines: classification_card(facts, *lines),
+        summary,
+    )
+
+
+def summary(run: RunDirectory, results: dict) -> str:
+    """What there is now, and what to do with it."""
+    use = "import modeling_mae; from transformers import pipeline; "
+    use += f"print(pipeline('image-classification', {json.dumps(str(run.path))})('photo.jpg'))"
+    files = {
+        "curve": CURVE_FILE,
+        "predictions": PREDICTIONS_FILE,
+        "classes": CLASSES_FILE,
+        "confusion matrix": CONFUSION_FILE,
+    }
+    files = {what: name for what, name in files.items() if (run.path / name).exists()}
+    return f"""{list_results(run, results, files)}
+
+Use it:
+  python -c {shlex.quote(use)}"""
+
+
+if __name__ == "__main__":
+    run_script(main)

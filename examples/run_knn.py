@@ -1,0 +1,72 @@
+"""
+Says how good the features of an encoder are, without training anything: each held-out image takes the class that its
+nearest neighbours among the training images have (weighted, as in DINO).
+
+    python examples/run_knn.py --model_name_or_path outputs/run_mae --train_dir my_images --validation_dir others
+    ... --pooling mean --layer 8        the mean of the patch tokens after block 8
+    ... --num_neighbours 5 10 20        several at once
+
+Several processes (`accelerate launch`) share the work. `--output_file knn.json` keeps the numbers.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from mae.arguments import FeatureArguments, parse_arguments
+from mae.errors import UserError
+from mae.evaluation import knn_scores
+from mae.features import compute_features, load_encoder
+from mae.launching import make_accelerator, say
+from mae.running import open_labelled, run_script
+
+
+@dataclass
+class KNNArguments:
+    num_neighbours: list[int] = field(default_factory=lambda: [20], metadata={"help": "How many neighbours vote."})
+    temperature: float = field(default=0.07, metadata={"help": "A neighbour's vote counts exp(cosine / temperature)."})
+    output_file: str | None = field(default=None, metadata={"help": "JSON file for the numbers."})
+
+    def __post_init__(self) -> None:
+        if min(self.num_neighbours) < 1:
+            raise UserError(f"--num_neighbours {min(self.num_neighbours)} must be at least 1.")
+        if not self.temperature > 0:
+            raise UserError(f"--temperature {self.temperature} must be positive.")
+
+
+def main() -> None:
+    arguments, options = parse_arguments(FeatureArguments, KNNArguments, description=__doc__)
+    accelerator = make_accelerator(arguments.run)
+    logging.disable_progress_bar()
+    encoder, found = load_encoder(arguments, accelerator)
+    say(found)
+    channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
+    splits = open_labelled(arguments, channels, minutes, arguments.max_eval_samples)
+    if splits[0][1].is_multi_label:
+        raise UserError("Neighbours vote for one class of an image; these have several labels.")
+    device, sides = accelerator.device, []
+    for (source, labels), what in zip(splits, ("training", "held-out")):
+        mapped = compute_features(encoder, source, arguments, accelerator, what)
+        sides.append((mapped.outputs["features"].to(device), torch.from_numpy(labels.values[mapped.rows]).to(device)))
+    (features, classes), (queries, wanted) = sides
+    names, results = splits[0][1].names, []
+    say(f"{len(features):,} training images, {len(queries):,} held-out ones, {len(names)} classes")
+    for k in options.num_neighbours:
+        scores = knn_scores(features, classes, queries, len(names), k, options.temperature)
+        hits = scores.topk(min(5, len(names)), dim=1).indices == wanted[:, None]
+        result = {"num_neighbours": k, "accuracy": hits[:, 0].double().mean().item()}
+        if len(names) > 5:
+            result["accuracy_top5"] = hits.any(dim=1).double().mean().item()
+        results.append(result)
+        say(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
+    if options.output_file is not None and accelerator.is_main_process:
+        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
+        what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}
+        Path(options.output_file).write_text(json.dumps(what | {"results": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main)
