@@ -242,7 +242,9 @@ _FROM_SCRATCH = _FINE_TUNING | {
     "ema_decay": 0.9999,
 }
 _LINEAR = {
-    "base_learning_rate": 0.1,
+    # 0.1 x 16,384 / 256, the paper's, for any batch: a step of LARS is relative to the weights' norm, and with the rate
+    # of a small batch a short run would go nowhere.
+    "learning_rate": 6.4,
     "weight_decay": 0.0,
     "adam_beta1": 0.9,  # the momentum of LARS
     "adam_beta2": 0.0,
@@ -360,6 +362,8 @@ class ClassificationRecipe(Recipe):
             values["warmup_epochs"] *= min(self.num_train_epochs / values["num_train_epochs"], 1)
         if self.augmentation == "none":
             values["random_erasing"] = 0.0
+        if self.base_learning_rate is not None:
+            values.pop("learning_rate", None)
         for name, value in values.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)

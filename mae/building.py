@@ -103,5 +103,5 @@ def hash_weights(model: MAEPreTrainedModel) -> str:
     weights = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
         weights.update(name.encode())
-        weights.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return weights.hexdigest()

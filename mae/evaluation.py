@@ -316,7 +316,8 @@ class Accuracy:
                 return {}
         if not len(mapped.rows):
             raise DataError(f"None of the {sum(self.source.group_sizes)} held-out images can be read.")
-        run.log_skipped(mapped.skipped)
+        if mapped.skipped:
+            run.log_skipped(mapped.skipped)
         return self._report(mapped, run)
 
     def _judge(self, logits: Tensor, rows: np.ndarray) -> dict[str, Tensor]:

@@ -304,5 +304,7 @@ class SampleStream:
                     yield batch
                     batch = []
                 position += self.num_processes
+            if batch:  # of an evaluation; training ends with a whole one
+                yield batch
         finally:
             reader.close()
