@@ -29,6 +29,9 @@ from mae.launching import make_accelerator, say
 from mae.running import open_sources, run_script
 
 
+EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
+
+
 @dataclass
 class OutputArguments:
     output: str = field(metadata={"help": "A file that does not exist: .parquet or .safetensors."})
@@ -50,7 +53,7 @@ def main() -> None:
 
     encoder, found = load_encoder(arguments, accelerator)
     say(found)
-    sources = open_sources(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
+    sources = open_sources(arguments, encoder.config.num_channels, arguments.data_retry_minutes, EMOJI)
     source = sources[output.split == "held_out"]
     if source is None:
         raise UserError("--split held_out: the data has no held-out images.")
@@ -62,7 +65,7 @@ def main() -> None:
         return
     features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)
     values = None if labels is None else labels.values[mapped.rows]
-    what = {"model": found.source, "layer": str(arguments.layer or "last"), "pooling": arguments.pooling}
+    what = {"model": found.source, "layer": str(arguments.layer or "last"), "pooling": arguments.pooling or encoder.config.pooling}
     names = {} if labels is None else {"labels": json.dumps(labels.names, ensure_ascii=False)}
     if path.suffix == ".safetensors":
         tensors = {"features": features, "rows": torch.from_numpy(mapped.rows)}

@@ -35,6 +35,9 @@ from mae.visualization import save_curve
 from mae.weights import hub_name
 
 
+EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
+
+
 def main() -> None:
     recipe, arguments = parse_arguments(ClassificationRecipe, ClassificationArguments, description=__doc__)
     accelerator = make_accelerator(arguments)
@@ -44,7 +47,7 @@ def main() -> None:
     # Only of folders of arrays the number of channels must be known before.
     channels = parse_overrides(recipe.config_overrides).get("num_channels", 3)
     (source, labels), (held_out, held_out_labels) = open_labelled(
-        recipe, channels, arguments.data_retry_minutes, arguments.max_eval_samples
+        recipe, channels, arguments.data_retry_minutes, arguments.max_eval_samples, EMOJI
     )
     model, found = build_classifier(recipe, weights, labels)
     if found is not None:
@@ -89,7 +92,7 @@ def main() -> None:
         training,
         arguments,
         accelerator,
-        data_name(recipe, source.revision),
+        data_name(recipe, source.revision, EMOJI),
         notes,
         draw,
         lambda *lines: classification_card(facts, *lines),

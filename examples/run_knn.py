@@ -24,6 +24,9 @@ from mae.launching import make_accelerator, say
 from mae.running import open_labelled, run_script
 
 
+EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
+
+
 @dataclass
 class KNNArguments:
     num_neighbours: list[int] = field(default_factory=lambda: [20], metadata={"help": "How many neighbours vote."})
@@ -44,7 +47,7 @@ def main() -> None:
     encoder, found = load_encoder(arguments, accelerator)
     say(found)
     channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
-    splits = open_labelled(arguments, channels, minutes, arguments.max_eval_samples)
+    splits = open_labelled(arguments, channels, minutes, arguments.max_eval_samples, EMOJI)
     if splits[0][1].is_multi_label:
         raise UserError("Neighbours vote for one class of an image; these have several labels.")
     device, sides = accelerator.device, []
@@ -63,7 +66,7 @@ def main() -> None:
         results.append(result)
         say(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
     if options.output_file is not None and accelerator.is_main_process:
-        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
+        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling or encoder.config.pooling}
         what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}
         Path(options.output_file).write_text(json.dumps(what | {"results": results}, indent=2) + "\n")
 

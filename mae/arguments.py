@@ -242,8 +242,8 @@ _FROM_SCRATCH = _FINE_TUNING | {
     "ema_decay": 0.9999,
 }
 _LINEAR = {
-    # 0.1 x 16,384 / 256, the paper's, for any batch: a step of LARS is relative to the weights' norm, and with the rate
-    # of a small batch a short run would go nowhere.
+    # The paper's 0.1 x 16,384 / 256, for any batch: a step of LARS is relative to the weights' norm; with what small
+    # batches would have by that rule, short runs would go nowhere.
     "learning_rate": 6.4,
     "weight_decay": 0.0,
     "adam_beta1": 0.9,  # the momentum of LARS

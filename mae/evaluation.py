@@ -343,7 +343,7 @@ class Accuracy:
             columns = {
                 "labels": [self._words(row) for row in labels],
                 "prediction": [self._words(row) for row in scores > 0.5],
-                **{f"score {name}": scores[:, number].round(6) for number, name in enumerate(names)},
+                **{f"score {name}": scores[:, number].round(9) for number, name in enumerate(names)},
             }
         else:
             classes = mapped.outputs["classes"].numpy()

@@ -52,6 +52,7 @@ def open_labelled(
     num_channels: int,
     retry_minutes: float,
     max_eval_samples: int | None = None,
+    default: str | None = None,
 ) -> tuple[tuple[Source, Labels], tuple[Source, Labels]]:
     """
     The training images that flags name, and the held-out ones, with their labels.
@@ -59,9 +60,9 @@ def open_labelled(
     Raises:
         UserError: where there are no held-out images, and as [`read_labels`].
     """
-    source, held_out = open_sources(data, num_channels, retry_minutes)
+    source, held_out = open_sources(data, num_channels, retry_minutes, default)
     flag = "--train_dir" if data.train_dir is not None else "--dataset_name"
-    labels = read_labels(source, f"{flag} {getattr(data, flag[2:])}", data.label_column_name)
+    labels = read_labels(source, f"{flag} {getattr(data, flag[2:]) or default}", data.label_column_name)
     if held_out is not None:
         if data.train_val_split is not None:
             say("Note: --train_val_split has no effect: the data has held-out images of its own.")

@@ -24,23 +24,22 @@ TINY += ["--shuffle_buffer_size", "32", "--base_learning_rate", "0.3", "--warmup
 TINY += ["--per_device_train_batch_size", "8", "--max_steps", "24", "--logging_steps", "1", "--save_steps", "10"]
 
 
-def command(*arguments, processes=1):
+def command(*arguments, processes=1, script=SCRIPT):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return [sys.executable, *(launcher if processes > 1 else []), str(SCRIPT), *map(str, arguments)]
+    return [sys.executable, *(launcher if processes > 1 else []), str(script), *map(str, arguments)]
 
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
-def run(*arguments, processes=1, cwd=None):
-    return subprocess.run(
-        command(*arguments, processes=processes), env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240
-    )
+def run(*arguments, processes=1, cwd=None, script=SCRIPT):
+    started = command(*arguments, processes=processes, script=script)
+    return subprocess.run(started, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240)
 
 
-def start(*arguments):
+def start(*arguments, script=SCRIPT):
     """As `run` with one process, in this one."""
-    return run_here(SCRIPT, *arguments)
+    return run_here(script, *arguments)
 
 
 def train(output_dir, *arguments, processes=1):

@@ -1,0 +1,560 @@
+"""examples/run_image_classification.py: each protocol on small real data, whole runs as a user starts them."""
+
+import csv
+import gc
+import io
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import EMOJI, ROOT
+from datasets import ClassLabel, Features, List
+from datasets import Image as ImageFeature
+from huggingface_hub import HfApi, ModelCard, snapshot_download
+from PIL import Image
+from runs import exact, metrics, metrics_of, run, start
+from safetensors.torch import load_file
+from test_cards import validate
+from transformers import AutoModelForImageClassification, pipeline
+
+from configuration_mae import MAEConfig
+from mae.classification import Classification
+from mae.data import LabelledExamples, normalize
+from mae.evaluation import Accuracy
+from mae.exporting import save_checkpoint
+from mae.inference import map_images
+from mae.sources import open_dataset
+from mae.streaming import Sample
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
+
+
+SCRIPT = ROOT / "examples" / "run_image_classification.py"
+SIZES = {
+    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 48,
+    "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32, "image_size": 32, "patch_size": 8,
+}  # fmt: skip
+SHORT = ["--per_device_train_batch_size", 8, "--max_steps", 12, "--logging_steps", 1, "--save_steps", 5]
+SHORT += ["--lanes", 4, "--shuffle_buffer_size", 32, "--warmup_epochs", 0.2, "--dataloader_num_workers", 0]
+NAMES = ["Activities", "Animals", "Flags", "Food", "Objects", "People", "Smileys", "Symbols", "Travel"]
+
+
+def write_labelled(path, rows, several=False, row_group_size=16):
+    feature = ClassLabel(names=NAMES)
+    features = Features({"image": ImageFeature(), "label": List(feature) if several else feature})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = [[row["label"], (row["label"] + index) % 9] for index, row in enumerate(rows)]
+    columns = {
+        "image": [row["image"] for row in rows],
+        "label": [sorted(set(some)) for some in labels] if several else [row["label"] for row in rows],
+    }
+    pq.write_table(pa.table(columns, schema=features.arrow_schema), path, row_group_size=row_group_size)
+
+
+@pytest.fixture(scope="module")
+def emoji():
+    return pq.read_table(EMOJI / "test-00000-of-00001.parquet").to_pylist()
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, emoji):
+    """100 training images, and 37 held-out ones in two row groups."""
+    folder = tmp_path_factory.mktemp("labelled")
+    write_labelled(folder / "train-00000-of-00001.parquet", emoji[:100])
+    write_labelled(folder / "test-00000-of-00001.parquet", emoji[100:137], row_group_size=20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained") / "model"
+    torch.manual_seed(0)
+    MAEForPreTraining(MAEConfig(**SIZES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(labelled, pretrained):
+    return ["--dataset_name", labelled, "--model_name_or_path", pretrained, *SHORT]
+
+
+def classify(output_dir, *arguments):
+    done = start("--output_dir", output_dir, *arguments, script=SCRIPT)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def evaluations(output_dir):
+    return metrics_of((output_dir / "evaluations.jsonl").read_text().splitlines())
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def finetuned(tmp_path_factory, flags):
+    output_dir = tmp_path_factory.mktemp("runs") / "finetuned"
+    return output_dir, classify(output_dir, *flags, "--eval_steps", 6, "--ema_decay", 0.9)
+
+
+def test_fine_tuning(finetuned):
+    output_dir, done = finetuned
+    assert [line["step"] for line in metrics(output_dir)] == list(range(1, 13))
+    assert [line["step"] for line in evaluations(output_dir)] == [6, 12]
+    recipe = yaml.safe_load((output_dir / "recipe.yaml").read_text())
+    wanted = {
+        "layer_decay": 0.65, "drop_path_rate": 0.1, "mixup_alpha": 0.8, "cutmix_alpha": 1.0, "random_erasing": 0.25,
+        "label_smoothing_factor": 0.1, "weight_decay": 0.05, "base_learning_rate": 5e-4, "adam_beta2": 0.999,
+        "augmentation": "randaugment", "min_crop_area": 0.08,
+    }  # fmt: skip
+    assert {name: recipe[name] for name in wanted} == wanted
+    config = json.loads((output_dir / "config.json").read_text())
+    assert config["pooling"] == "mean" and config["drop_path_rate"] == 0.1
+    assert list(config["id2label"].values()) == NAMES and config["label2id"]["Flags"] == 2
+    assert config["problem_type"] == "single_label_classification"
+    count = sum(tensor.numel() for tensor in load_file(output_dir / "model.safetensors").values())
+    assert f"Fine-tuning of {count:,} of {count:,} parameters on 100 images of 9 classes, 37 held out" in done.stdout
+    for name in ("loss_curve.png", "confusion_matrix.png"):
+        picture = np.array(Image.open(output_dir / name).convert("RGB"))
+        assert min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
+
+
+def test_what_is_reported_is_what_the_model_says(finetuned, labelled):
+    """By the saved model, in a pipeline with the saved processor, on the held-out images as files."""
+    output_dir, _ = finetuned
+    rows = pq.read_table(labelled / "test-00000-of-00001.parquet").to_pylist()
+    predictions = {int(line["row"]): line for line in table(output_dir / "predictions.csv")}
+    assert sorted(predictions) == list(range(37))
+    answer = pipeline("image-classification", str(output_dir), top_k=5)
+    hits = top5 = 0
+    for number, row in enumerate(rows):
+        # Transparent ones as training sees them, on white; a pipeline would put them on black.
+        picture = Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+        answers, line = answer(picture), predictions[number]
+        assert line["label"] == NAMES[row["label"]]
+        assert line["prediction"] == answers[0]["label"]
+        assert float(line["probability"]) == pytest.approx(answers[0]["score"], abs=2e-6)
+        hits += line["label"] == answers[0]["label"]
+        top5 += line["label"] in [each["label"] for each in answers]
+    last = evaluations(output_dir)[-1]
+    assert last["eval_accuracy"] == hits / 37 and last["eval_accuracy_top5"] == top5 / 37
+    results = json.loads((output_dir / "train_results.json").read_text())
+    assert results["eval_accuracy"] == last["eval_accuracy"]
+
+    true = Counter(line["label"] for line in predictions.values())
+    guessed = Counter(line["prediction"] for line in predictions.values())
+    right = Counter(line["label"] for line in predictions.values() if line["label"] == line["prediction"])
+    for line in table(output_dir / "per_class.csv"):
+        name = line["class"]
+        assert int(line["images"]) == true[name]
+        for column, whole in (("recall", true[name]), ("precision", guessed[name])):
+            expected = right[name] / whole if whole else float("nan")
+            assert float(line[column]) == pytest.approx(expected, abs=1e-6, nan_ok=True)
+
+
+def changed(output_dir, start_from):
+    """Names of tensors of a classifier that are not bit-equal to the model that it started from."""
+    ours, theirs = load_file(output_dir / "model.safetensors"), load_file(start_from / "model.safetensors")
+    return {name for name, tensor in ours.items() if name not in theirs or not torch.equal(tensor, theirs[name])}
+
+
+def norm(name):
+    return {f"{name}.weight", f"{name}.bias"}
+
+
+HEAD = {"head.weight", "head.bias"}
+HEAD_NORM = {f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
+LAST_MLP = {f"mae.blocks.2.mlp.fc{n}.{kind}" for n in (1, 2) for kind in ("weight", "bias")}
+LAST_MLP |= norm("mae.blocks.2.norm2")
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--protocol", "linear"], HEAD | HEAD_NORM),
+        (["--protocol", "linear", "--augmentation", "crop"], HEAD | HEAD_NORM),
+        (["--protocol", "partial", "--num_trainable_blocks", 0], HEAD | norm("fc_norm")),
+        (["--protocol", "partial", "--num_trainable_blocks", 0.5], HEAD | norm("fc_norm") | LAST_MLP),
+        (
+            ["--protocol", "partial", "--num_trainable_blocks", 0.5, "--config_overrides", "pooling=cls"],
+            HEAD | LAST_MLP | norm("mae.norm"),
+        ),
+    ],
+)
+def test_frozen_means_bit_equal(arguments, expected, flags, pretrained, tmp_path):
+    classify(tmp_path / "run", *flags, *arguments, "--learning_rate", 1, "--ema_decay", 0.5)
+    assert changed(tmp_path / "run", pretrained) == expected
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
+    assert model.config.head_batch_norm == ("linear" in arguments)
+
+
+def test_last_block(flags, pretrained, tmp_path):
+    classify(tmp_path / "run", *flags, "--protocol", "partial", "--num_trainable_blocks", 1, "--learning_rate", 0.1)
+    found = changed(tmp_path / "run", pretrained)
+    names = {name for name, _ in MAEForPreTraining.from_pretrained(pretrained).mae.blocks[2].named_parameters()}
+    assert found == HEAD | norm("fc_norm") | {f"mae.blocks.2.{name}" for name in names}
+
+
+def test_cached_features_change_nothing(flags, tmp_path, monkeypatch):
+    """The same as with images through the frozen encoder at every step; the second time read, not computed."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    arguments = [*flags, "--protocol", "linear", "--eval_steps", 6]
+    first = classify(tmp_path / "cached", *arguments)
+    again = classify(tmp_path / "again", *arguments)
+    assert "computed before" not in first.stdout and again.stdout.count("computed before") == 2
+    assert exact(metrics(tmp_path / "again")) == exact(metrics(tmp_path / "cached"))
+
+    begin = Classification.__init__
+
+    def uncached(self, *args, **kwargs):
+        begin(self, *args, **kwargs)
+        self.is_cached = False
+
+    monkeypatch.setattr(Classification, "__init__", uncached)
+    classify(tmp_path / "images", *arguments)
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("cached", "images")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 12
+    found = [(line["eval_loss"], line["eval_accuracy"]) for line in evaluations(tmp_path / "cached")]
+    for one, other in zip(found, evaluations(tmp_path / "images"), strict=True):
+        assert one == pytest.approx((other["eval_loss"], other["eval_accuracy"]), rel=1e-5)
+
+
+def test_resume_is_exact(finetuned, flags, tmp_path):
+    """With mixup, cutmix, drop path, erasing and an average; any number of workers."""
+    output_dir, _ = finetuned
+    again = tmp_path / "again"
+    shutil.copytree(output_dir, again)
+    (again / "train_results.json").unlink()
+    for step in (10, 12):
+        shutil.rmtree(again / f"checkpoint-{step}", ignore_errors=True)
+    shutil.copytree(output_dir / "checkpoint-10", again / "checkpoint-10")
+    arguments = [*flags, "--eval_steps", 6, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
+    done = classify(again, *arguments)
+    assert "Going on after step 10." in done.stdout
+    assert exact(metrics(again)) == exact(metrics(output_dir)) and evaluations(again) == evaluations(output_dir)
+    weights = [load_file(path / "model.safetensors") for path in (again, output_dir)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    done = classify(again, *arguments)
+    assert "already finished" in done.stdout
+
+
+def test_two_processes_evaluate_as_one(flags, tmp_path):
+    """37 images, none twice: the first step's rate is 0, so that the model is the same."""
+    arguments = [*flags, "--max_steps", 1]
+    classify(tmp_path / "one", *arguments)
+    arguments[arguments.index("--per_device_train_batch_size") + 1] = 4
+    done = run("--output_dir", tmp_path / "two", *arguments, processes=2, script=SCRIPT)
+    assert done.returncode == 0, done.stderr
+    one, two = evaluations(tmp_path / "one")[-1], evaluations(tmp_path / "two")[-1]
+    assert two == one | {"eval_loss": pytest.approx(one["eval_loss"], rel=1e-6)}
+    files = [(tmp_path / name / "per_class.csv").read_text() for name in ("one", "two")]
+    assert files[0] == files[1]
+    predictions = [table(tmp_path / name / "predictions.csv") for name in ("one", "two")]
+    assert len(predictions[0]) == 37
+    for first, second in zip(*predictions, strict=True):
+        assert float(first.pop("probability")) == pytest.approx(float(second.pop("probability")), abs=2e-6)
+        assert first == second
+
+
+def test_two_processes_probe_as_one(flags, tmp_path):
+    """Without batch norm's own batches in the way: the features, and the evaluation of what starts from them."""
+    arguments = [*flags, "--max_steps", 1, "--protocol", "linear"]
+    classify(tmp_path / "one", *arguments)
+    arguments[arguments.index("--per_device_train_batch_size") + 1] = 4
+    done = run("--output_dir", tmp_path / "two", *arguments, processes=2, script=SCRIPT)
+    assert done.returncode == 0, done.stderr
+    lines = [metrics(tmp_path / name)[0] for name in ("one", "two")]
+    assert lines[0]["samples_digest"] == lines[1]["samples_digest"]
+
+
+def test_several_labels(tmp_path, pretrained, emoji):
+    write_labelled(tmp_path / "data" / "train.parquet", emoji[:60], several=True)
+    write_labelled(tmp_path / "data" / "test.parquet", emoji[100:120], several=True)
+    flags = ["--dataset_name", tmp_path / "data", "--model_name_or_path", pretrained, *SHORT]
+    classify(tmp_path / "run", *flags)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    lines = table(tmp_path / "run" / "predictions.csv")
+    found = []
+    for line in table(tmp_path / "run" / "per_class.csv"):
+        name = line["class"]
+        ranked = sorted(lines, key=lambda each: -float(each[f"score {name}"]))
+        has = [name in each["labels"].split(" | ") for each in ranked]
+        precisions = [sum(has[: place + 1]) / (place + 1) for place in range(len(has)) if has[place]]
+        assert int(line["images"]) == sum(has)
+        if precisions:
+            found.append(np.mean(precisions))
+            assert float(line["average_precision"]) == pytest.approx(found[-1], abs=1e-6)
+    assert evaluations(tmp_path / "run")[-1]["eval_mean_average_precision"] == pytest.approx(np.mean(found), abs=1e-6)
+    classify(tmp_path / "probe", *flags, "--protocol", "linear")
+    assert not (tmp_path / "run" / "confusion_matrix.png").exists()
+
+
+def test_folders_and_another_resolution(tmp_path, pretrained, emoji):
+    """Class folders, split by classes, at a size of their own."""
+    for number, row in enumerate(emoji[:80]):
+        path = tmp_path / "images" / NAMES[row["label"]] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(row["image"]["bytes"])
+    arguments = ["--train_dir", tmp_path / "images", "--train_val_split", 0.25, "--image_size", 48]
+    done = classify(tmp_path / "run", *arguments, "--model_name_or_path", pretrained, *SHORT)
+    assert "positions resampled from 4 x 4 to 6 x 6 patches" in done.stdout
+    lines = table(tmp_path / "run" / "predictions.csv")
+    assert len(lines) == 20 and all(line["file"].split("/")[0] == line["label"] for line in lines)
+    held = Counter(line["label"] for line in lines)
+    whole = Counter(NAMES[row["label"]] for row in emoji[:80])
+    assert all(abs(held[name] - whole[name] / 4) < 1 for name in whole)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 48
+
+
+@pytest.mark.parametrize("layout", ["official", "timm", "vit_mae"])
+def test_foreign_checkpoints(layout, tmp_path, flags, pretrained):
+    model = MAEForPreTraining.from_pretrained(pretrained)
+    save_checkpoint(model.mae if layout == "timm" else model, tmp_path / "theirs", layout)
+    path = tmp_path / "theirs" / ("checkpoint.pth" if layout == "official" else "")
+    arguments = [*flags, "--max_steps", 1, "--protocol", "linear"]
+    arguments[arguments.index("--model_name_or_path") + 1] = path
+    classify(tmp_path / "run", *arguments)
+    assert changed(tmp_path / "run", pretrained) == HEAD | HEAD_NORM
+
+
+def test_going_on_from_a_classifier(finetuned, flags, tmp_path):
+    """The same classes keep their classifier and pooling; other ones get a new one."""
+    output_dir, _ = finetuned
+    arguments = [*flags, "--max_steps", 1]
+    arguments[arguments.index("--model_name_or_path") + 1] = output_dir
+    classify(tmp_path / "same", *arguments)
+    assert not changed(tmp_path / "same", output_dir)
+    done = classify(tmp_path / "probe", *arguments, "--protocol", "linear")
+    assert changed(tmp_path / "probe", output_dir) == HEAD | HEAD_NORM
+    assert "newly initialised: head_norm (3 tensors); head (2 tensors)" in done.stdout
+
+
+def test_from_scratch(flags, tmp_path):
+    arguments = [argument for argument in flags if argument != "--model_name_or_path"][:2] + SHORT
+    sizes = ",".join(f"{name}={value}" for name, value in SIZES.items() if "size" not in name or "hidden" in name)
+    arguments += ["--from_scratch", "--config_overrides", f"{sizes},intermediate_size=48", "--image_size", 32]
+    classify(tmp_path / "run", *arguments, "--patch_size", 8)
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert recipe["base_learning_rate"] == 1e-4 and recipe["weight_decay"] == 0.3 and recipe["ema_decay"] == 0.9999
+    assert recipe["layer_decay"] == 1 and recipe["adam_beta2"] == 0.95
+
+
+def test_it_learns(tmp_path, emoji, pretrained):
+    """Flags from smileys, in a hundred steps; a model that learns nothing gets as many as there are flags, 61 %."""
+    rows = [row for row in pq.read_table(EMOJI / "train-00000-of-00001.parquet").to_pylist() if row["label"] in (2, 6)]
+    write_labelled(tmp_path / "data" / "train.parquet", rows)
+    write_labelled(tmp_path / "data" / "test.parquet", [row for row in emoji if row["label"] in (2, 6)])
+    arguments = ["--dataset_name", tmp_path / "data", "--model_name_or_path", pretrained, *SHORT]
+    arguments += ["--max_steps", 100, "--learning_rate", 5e-3, "--mixup_alpha", 0, "--cutmix_alpha", 0]
+    arguments += ["--layer_decay", 1, "--drop_path_rate", 0, "--augmentation", "crop"]
+    classify(tmp_path / "run", *arguments)
+    assert evaluations(tmp_path / "run")[-1]["eval_accuracy"] > 0.8
+
+
+# Errors
+
+
+def test_mistakes(flags, labelled, pretrained, tmp_path, emoji):
+    def refuse(message, *arguments, start_from=flags):
+        done = start("--output_dir", tmp_path / "run", *start_from, *arguments, script=SCRIPT)
+        assert done.returncode == 2 and not (tmp_path / "run").exists(), done.stderr
+        (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert message in line and done.stderr.splitlines()[-1] == line, line
+
+    refuse("--protocol probe: wanted is one of finetune, linear, partial", "--protocol", "probe")
+    refuse("--protocol partial and --num_trainable_blocks go together", "--protocol", "partial")
+    refuse("must be 0.5, or a whole number up to 3", "--protocol", "partial", "--num_trainable_blocks", 4)
+    refuse("--from_scratch and --model_name_or_path exclude each other", "--from_scratch")
+    refuse("--augmentation full: wanted is one of none, crop, randaugment", "--augmentation", "full")
+    refuse("--layer_decay 1.5 must be in (0, 1]", "--layer_decay", 1.5)
+    refuse("--mixup_alpha -1", "--mixup_alpha", -1)
+    refuse("there is no such column. Columns: image, label", "--label_column_name", "class")
+    refuse("excludes --mixup_alpha", "--protocol", "linear", "--mixup_alpha", 0.5)
+    refuse("unknown argument --layerdecay. Did you mean --layer_decay?", "--layerdecay", 1)
+    data = ["--dataset_name", labelled]
+    refuse("--model_name_or_path names the pre-trained model to start from", start_from=data)
+    alone = ["--dataset_name", labelled / "train-00000-of-00001.parquet", *flags[2:]]
+    refuse("There are no held-out images to evaluate on: --train_val_split 0.1", start_from=alone)
+    write_labelled(tmp_path / "data" / "train.parquet", emoji[:20])
+    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji[20:30]])
+    refuse("its held-out split,: 10 images have no label (label is -1)", "--dataset_name", tmp_path / "data")
+    for name in ("train/cat/1.png", "train/dog/2.png", "val/dog/3.png", "val/bear/4.png"):
+        (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "files" / name).write_bytes(emoji[0]["image"]["bytes"])
+    folders = ["--train_dir", tmp_path / "files" / "train", "--validation_dir", tmp_path / "files" / "val", *flags[2:]]
+    refuse("--validation_dir has classes that the training data has not: bear", start_from=folders)
+
+
+def test_unreadable_images(flags, labelled, tmp_path, emoji):
+    """Left out and named, in training, in evaluation and among cached features."""
+    broken = [row | {"image": {"bytes": b"no image", "path": None}} for row in emoji[100:102]]
+    write_labelled(tmp_path / "data" / "train.parquet", broken + emoji[:60])
+    write_labelled(tmp_path / "data" / "test.parquet", broken + emoji[110:120])
+    arguments = ["--dataset_name", tmp_path / "data", *flags[2:], "--max_bad_fraction", 0.2]
+    for name, more in (("run", []), ("probe", ["--protocol", "linear"])):
+        classify(tmp_path / name, *arguments, *more)
+        line = evaluations(tmp_path / name)[-1]
+        hits = line["eval_accuracy"] * 10
+        assert line["eval_skipped"] == 2 and hits == pytest.approx(round(hits))
+        skipped = metrics_of((tmp_path / name / "skipped.jsonl").read_text().splitlines())
+        files = Counter(entry["file"] for entry in skipped)
+        assert files["test.parquet"] == 2 and files["train.parquet"] == 2
+        assert len(table(tmp_path / name / "predictions.csv")) == 10
+
+
+# Pieces
+
+
+def examples_of(config, **options):
+    return LabelledExamples(config, np.arange(9), **options)
+
+
+def sample(data, seed=1, index=3):
+    return Sample(0, 5, ("file", 0), seed, data, index)
+
+
+def test_examples_are_functions_of_the_sample(emoji_bytes):
+    config = MAEConfig(**SIZES, image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    options = {"min_crop_area": 0.08, "randaugment_magnitude": 9, "random_erasing": 0.25}
+    views = []
+    for _ in range(2):
+        torch.manual_seed(len(views))  # of no account
+        views.append([examples_of(config, **options)[sample(emoji_bytes[0], seed)] for seed in range(20)])
+    for one, other in zip(*views):
+        assert torch.equal(one["pixel_values"], other["pixel_values"]) and one["digest"] == other["digest"]
+        assert one["labels"] == 3 and one["pixel_values"].shape == (3, 32, 32)
+    assert len({view["digest"] for view in views[0]}) == 20
+    plain = examples_of(config)[sample(emoji_bytes[0])]["pixel_values"]
+    processor = make_image_processor(config)
+    rgb = Image.open(io.BytesIO(emoji_bytes[0])).convert("RGBA")
+    rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+    expected = processor(rgb, return_tensors="pt").pixel_values
+    torch.testing.assert_close(normalize(plain[None], config), expected, rtol=0, atol=1e-6)
+
+
+def test_erasing_is_noise_of_the_normalised_image(emoji_bytes):
+    config = MAEConfig(**SIZES, image_mean=[0.3] * 3, image_std=[0.2] * 3)
+    erased = []
+    for seed in range(60):
+        without = examples_of(config)[sample(emoji_bytes[0], seed)]["pixel_values"]
+        pixels = examples_of(config, random_erasing=0.999)[sample(emoji_bytes[0], seed)]["pixel_values"]
+        differs = (pixels - without).abs().amax(dim=0) > 0.01
+        rows, columns = differs.any(1).nonzero().flatten(), differs.any(0).nonzero().flatten()
+        if len(rows):
+            box = (slice(None), slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            erased.append(normalize(pixels[None], config)[0][box].flatten())
+            assert differs[box[1:]].float().mean() > 0.95
+    noise = torch.cat(erased)
+    assert len(erased) > 55 and abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+
+
+def test_mixed_labels(flags, tmp_path, monkeypatch):
+    """Soft labels: a mixture of two images' in the share of pixels, smoothed; and the loss is their cross-entropy."""
+    seen = []
+    forward = MAEForImageClassification.forward
+
+    def watch(self, pixel_values=None, labels=None, **kwargs):
+        outputs = forward(self, pixel_values, labels, **kwargs)
+        if self.training:
+            seen.append((labels, outputs))
+        return outputs
+
+    monkeypatch.setattr(MAEForImageClassification, "forward", watch)
+    classify(tmp_path / "run", *flags, "--augmentation", "none", "--num_train_epochs", 1)
+    assert len(seen) == 12
+    mixed = 0
+    for labels, outputs in seen:
+        torch.testing.assert_close(labels.sum(dim=1), torch.ones(8))
+        raw = (labels - 0.1 / 9) / 0.9  # one or two classes a row
+        assert ((raw > 1e-4).sum(dim=1) <= 2).all() and (raw > -1e-6).all()
+        mixed += bool((raw.amax(dim=1) < 0.999).any())
+        expected = -(labels * outputs.logits.log_softmax(dim=1)).sum(dim=1).mean()
+        torch.testing.assert_close(outputs.loss, expected)
+    assert mixed >= 8
+
+
+def test_smoothing_is_torchs(flags, tmp_path, monkeypatch):
+    losses = []
+    compute_loss = Classification.compute_loss
+
+    def compare(self, batch):
+        loss = compute_loss(self, batch)
+        with torch.no_grad():
+            logits = self.model(normalize(batch.pixel_values, self.model.config)).logits
+        labels = torch.as_tensor(batch.labels)
+        losses.append((loss.item(), torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).item()))
+        return loss
+
+    monkeypatch.setattr(Classification, "compute_loss", compare)
+    more = ["--mixup_alpha", 0, "--cutmix_alpha", 0, "--drop_path_rate", 0, "--augmentation", "crop"]
+    classify(tmp_path / "run", *flags, *more)
+    assert len(losses) == 12
+    for ours, theirs in losses:
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
+    rates = {}
+    evaluate = Accuracy.__call__
+
+    def look(self, model, step, epoch, run, is_stopped):
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        for optimizer in [each for each in gc.get_objects() if isinstance(each, torch.optim.AdamW)]:
+            for group in optimizer.param_groups:
+                rates.update({names[each]: group["lr"] for each in group["params"] if each in names})
+        return evaluate(self, model, step, epoch, run, is_stopped)
+
+    monkeypatch.setattr(Accuracy, "__call__", look)
+    classify(tmp_path / "run", *flags, "--learning_rate", 0.01, "--warmup_epochs", 0)
+    last = metrics(tmp_path / "run")[-1]["learning_rate"]
+    assert rates["head.weight"] == last and rates["fc_norm.bias"] == last
+    for name, power in (("mae.blocks.2.mlp.fc1.weight", 1), ("mae.blocks.0.norm1.bias", 3), ("mae.pos_embed", 4)):
+        assert rates[name] == pytest.approx(last * 0.65**power)
+
+
+# The Hub
+
+
+def test_push(flags, tmp_path, hub):
+    done = classify(
+        tmp_path / "run", *flags, "--push_to_hub", "--hub_model_id", "me/classifier", "--hub_license", "mit"
+    )
+    assert "Pushed step 12" in done.stdout
+    files = set(HfApi().list_repo_files("me/classifier"))
+    assert {"per_class.csv", "confusion_matrix.png", "loss_curve.png", "README.md", "model.safetensors"} <= files
+    assert "predictions.csv" not in files  # with names of files
+    copy = snapshot_download("me/classifier")
+    card = ModelCard.load(f"{copy}/README.md")
+    validate(card)
+    (result,) = card.data.eval_results[:1]
+    assert card.data.pipeline_tag == "image-classification" and result.metric_type == "accuracy"
+    assert result.metric_value == pytest.approx(evaluations(tmp_path / "run")[-1]["eval_accuracy"], abs=1e-5)
+    for text in ("all weights trained", "mixup 0.8", "9 classes (Activities, Animals", "| Layer decay | 0.65 |"):
+        assert text in card.text, text
+    answers = pipeline("image-classification", "me/classifier")(Image.new("RGB", (40, 40)))
+    assert {answer["label"] for answer in answers} <= set(NAMES)
+
+
+def test_evaluator_of_the_saved_model(finetuned, labelled):
+    """Run alone, as the script does at its end."""
+    output_dir, _ = finetuned
+    _, source = open_dataset(str(labelled))
+    model = MAEForImageClassification.from_pretrained(output_dir).eval()
+    mapped = map_images(
+        lambda pixel_values, rows: {"logits": model(pixel_values).logits}, source, model.config, torch.device("cpu"), 5
+    )
+    assert mapped.rows.tolist() == list(range(37)) and mapped.outputs["logits"].shape == (37, 9)
+    answers = mapped.outputs["logits"].argmax(dim=1)
+    assert [NAMES[answer] for answer in answers] == [
+        line["prediction"] for line in table(output_dir / "predictions.csv")
+    ]

@@ -1,0 +1,150 @@
+"""Labels: what is read of folders and columns, what is refused, and how splits are drawn."""
+
+import io
+import re
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import upload
+from datasets import ClassLabel, Features, List, Value
+from PIL import Image
+
+from mae.errors import UserError
+from mae.labels import Labels, draw_rows, has_labels, hold_out_labelled, read_labels, select
+from mae.sources import open_dataset, open_folder, row_origins
+
+
+def png(value):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4), (value, value, value)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def write(path, column, feature, name="label", row_group_size=3):
+    """A parquet file whose image number n is of the grey value n."""
+    features = Features({"image": datasets.Image(), name: feature})
+    rows = {"image": [{"bytes": png(n), "path": None} for n in range(len(column))], name: column}
+    table = pa.table(rows, schema=features.arrow_schema)
+    pq.write_table(table, path, row_group_size=row_group_size)
+    return open_dataset(str(path))[0]
+
+
+def grey_values(source):
+    return [
+        Image.open(io.BytesIO(image)).getpixel((0, 0))[0]
+        for group, size in enumerate(source.group_sizes)
+        if size
+        for image in source.read(group, 0)
+    ]
+
+
+NAMES = ["cat", "cow", "dog"]
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "column, feature, names, expected",
+    [
+        ([2, 0, 1, 1, 0], ClassLabel(names=NAMES), NAMES, [2, 0, 1, 1, 0]),
+        (["dog", "cat", "cow", "cow", "cat"], Value("string"), NAMES, [2, 0, 1, 1, 0]),
+        ([10, 9, -3, 9, 10], Value("int32"), ["-3", "9", "10"], [2, 1, 0, 1, 2]),
+        ([True, False, False, True, True], Value("bool"), ["False", "True"], [1, 0, 0, 1, 1]),
+        ([[0, 2], [], [1], [2], [0]], List(ClassLabel(names=NAMES)), NAMES, "101 000 010 001 100"),
+        ([["dog", "cat"], [], ["cow"], ["dog"], ["cat"]], List(Value("string")), NAMES, "101 000 010 001 100"),
+    ],
+)
+def test_columns(column, feature, names, expected, streaming, tmp_path):
+    source = write(tmp_path / "train.parquet", column, feature)
+    if not streaming:
+        source = open_dataset(str(tmp_path / "train.parquet"), streaming=False)[0]
+    labels = read_labels(source, "--dataset_name x")
+    assert labels.names == names and has_labels(source)
+    if isinstance(expected, str):
+        expected = [[int(digit) for digit in word] for word in expected.split()]
+        assert labels.is_multi_label and labels.problem_type == "multi_label_classification"
+    assert labels.values.tolist() == expected
+
+
+def test_class_folders(tmp_path, emoji_bytes):
+    for name in ("b/1.png", "a/deep/2.png", "b/3.PNG"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(emoji_bytes[0])
+    source = open_folder(str(tmp_path), "--train_dir")
+    labels = read_labels(source, "--train_dir x")
+    assert dict(zip(source.names, labels.values)) == {"a/deep/2.png": 0, "b/1.png": 1, "b/3.PNG": 1}
+    (tmp_path / "4.png").write_bytes(emoji_bytes[0])
+    with pytest.raises(UserError, match=r"--train_dir x: 1 images lie in no class folder \(4.png\)"):
+        read_labels(open_folder(str(tmp_path), "--train_dir"), "--train_dir x")
+
+
+def test_class_folders_on_the_hub(tmp_path, emoji_bytes, hub):
+    for name in ("train/cat/1.png", "train/dog/2.png", "test/dog/3.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(emoji_bytes[0])
+    upload("classes", tmp_path)
+    source, held_out = open_dataset("me/classes")
+    labels = read_labels(source, "x")
+    assert labels.names == ["cat", "dog"] and labels.values.tolist() == [0, 1]
+    assert read_labels(held_out, "x", names=labels.names).values.tolist() == [1]
+
+
+def test_what_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+
+    def refuse(column, feature, message, names=None, **arguments):
+        with pytest.raises(UserError, match=message):
+            read_labels(write(path, column, feature), "WHAT", names=names, **arguments)
+
+    classes = ClassLabel(names=NAMES)
+    refuse([0, None, 1, None], classes, r"WHAT: 2 images have no label \(label is null\): .* row 1, .* row 3")
+    refuse([0] + [-1] * 7, classes, r"WHAT: 7 images have no label \(label is -1\): .* row 5 and 2 more")
+    refuse([[0], None], List(classes), "WHAT: 1 images have no label")
+    refuse(["cat", "bear", "ant"], Value("string"), "WHAT has classes that .* has not: ant, bear", names=NAMES)
+    refuse([0, 1], ClassLabel(names=["cat", "bear"]), "WHAT has classes that .* has not: bear", names=NAMES)
+    refuse([["bear"]], List(Value("string")), "has not: bear", names=NAMES)
+    refuse(["cat"] * 3, Value("string"), "WHAT has a single class, cat")
+    refuse([0.5, 1.5], Value("float32"), "holds float32: wanted are class numbers, words")
+    refuse([0, 1], classes, "there is no such column. Columns: image, label", label_column_name="labels")
+    with pytest.raises(UserError, match="WHAT has no column of labels: name one with --label_column_name. Col"):
+        read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT")
+    assert read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT", "number").names == ["1", "2"]
+
+
+def test_names_of_training_count(tmp_path):
+    """A split that names its classes in another order is put into that of training."""
+    source = write(tmp_path / "train.parquet", [0, 1, 1], ClassLabel(names=["dog", "cat"]))
+    assert read_labels(source, "WHAT", names=NAMES).values.tolist() == [2, 0, 0]
+
+
+def test_drawn_rows_are_stratified():
+    values = np.repeat([0, 1, 2], [700, 200, 100])
+    labels = Labels(np.random.default_rng(0).permutation(values), NAMES)
+    for count in (10, 33, 500, 1000):
+        rows = draw_rows(labels, count, 1, "what")
+        assert len(rows) == len(set(rows.tolist())) == count and (np.diff(rows) > 0).all()
+        shares = np.bincount(labels.values[rows], minlength=3)
+        assert np.abs(shares - count * np.array([0.7, 0.2, 0.1])).max() < 1
+    assert draw_rows(labels, 50, 1, "what").tolist() == draw_rows(labels, 50, 1, "what").tolist()
+    assert draw_rows(labels, 50, 2, "what").tolist() != draw_rows(labels, 50, 1, "what").tolist()
+    several = Labels(np.eye(3, dtype=np.uint8)[labels.values], NAMES)
+    assert len(set(draw_rows(several, 50, 1, "what").tolist())) == 50
+
+
+def test_parts_hold_the_right_images(tmp_path):
+    source = write(tmp_path / "train.parquet", [0, 1] * 20, ClassLabel(names=["even", "odd"]), row_group_size=7)
+    labels = read_labels(source, "WHAT")
+    (train, train_labels), (held, held_labels) = hold_out_labelled(source, labels, 0.25, 3)
+    values = grey_values(train), grey_values(held)
+    assert sorted(values[0] + values[1]) == list(range(40)) and len(values[1]) == 10
+    for found, some in zip(values, (train_labels, held_labels)):
+        assert [value % 2 for value in found] == some.values.tolist()
+    assert np.bincount(held_labels.values).tolist() == [5, 5]
+    assert train.fingerprint != held.fingerprint != source.fingerprint
+    assert [row for _, row in row_origins(held, np.arange(10))] == values[1]
+    again, _ = select(*select(source, labels, np.arange(1, 40, 2)), np.array([0, 5, 19]))
+    assert grey_values(again) == [1, 11, 39]
+    with pytest.raises(UserError, match=re.escape("--train_val_split 0.001 of 40 images leaves 40 to train on and 0")):
+        hold_out_labelled(source, labels, 0.001, 3)
