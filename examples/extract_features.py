@@ -65,19 +65,21 @@ def main() -> None:
         return
     features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)
     values = None if labels is None else labels.values[mapped.rows]
-    what = {"model": found.source, "layer": str(arguments.layer or "last"), "pooling": arguments.pooling or encoder.config.pooling}
-    names = {} if labels is None else {"labels": json.dumps(labels.names, ensure_ascii=False)}
+    what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
+    what |= {} if labels is None else {"labels": labels.names}
+    # In one entry: safetensors writes several in any order.
+    metadata = {"mae": json.dumps(what, ensure_ascii=False)}
     if path.suffix == ".safetensors":
         tensors = {"features": features, "rows": torch.from_numpy(mapped.rows)}
         tensors |= {} if values is None else {"labels": torch.from_numpy(values)}
-        save_file(tensors, unfinished, metadata=what | names)
+        save_file(tensors, unfinished, metadata=metadata)
     else:
         columns = origin_columns(source, mapped.rows)
         if values is not None:
             columns["label"] = values.tolist()
         flat = pa.array(features.flatten().numpy())
         table = pa.table(columns | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
-        pq.write_table(table.replace_schema_metadata(what | names), unfinished)
+        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
     unfinished.replace(path)
     say(f"{features.shape[0]:,} vectors of {features.shape[1]}: {path}")
 

@@ -66,7 +66,7 @@ def main() -> None:
         results.append(result)
         say(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
     if options.output_file is not None and accelerator.is_main_process:
-        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling or encoder.config.pooling}
+        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
         what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}
         Path(options.output_file).write_text(json.dumps(what | {"results": results}, indent=2) + "\n")
 

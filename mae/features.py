@@ -15,7 +15,8 @@ from modeling_mae import MAEModel
 
 def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple[MAEModel, Found]:
     """
-    The encoder that flags name, on its device, and what was found in the checkpoint.
+    The encoder that flags name, on its device, and what was found in the checkpoint. A pooling that they do not name is
+    the encoder's.
 
     Raises:
         UserError: as [`load_checkpoint`], and for a layer that it does not have.
@@ -37,6 +38,7 @@ def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple
         raise UserError(f"--layer {arguments.layer}: this encoder has {depth} blocks, 0 to {depth} or -{depth} to -1.")
     if encoder.config.num_channels != 3 and encoder.config.image_mean is None:
         say("Note: images are not normalised, because nothing says what mean and deviation the model is for.")
+    arguments.pooling = arguments.pooling or encoder.config.pooling
     return encoder.to(accelerator.device).eval(), found
 
 
@@ -53,7 +55,6 @@ def compute_features(
         RunError: where none can be read.
     """
     num_workers = arguments.dataloader_num_workers
-    pooling = arguments.pooling or encoder.config.pooling
     bar = tqdm(
         total=sum(source.group_sizes),
         desc=f"features, {what}",
@@ -62,7 +63,7 @@ def compute_features(
     )
     with bar, accelerator.autocast():
         mapped = map_images(
-            lambda pixel_values, rows: {"features": encode(encoder, pixel_values, pooling, arguments.layer)},
+            lambda pixel_values, rows: {"features": encode(encoder, pixel_values, arguments.pooling, arguments.layer)},
             source,
             encoder.config,
             accelerator.device,

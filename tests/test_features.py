@@ -43,9 +43,7 @@ def test_neighbours(k, temperature, similarities, monkeypatch):
     features, queries = torch.randn(60, 8, generator=generator), torch.randn(17, 8, generator=generator) * 5
     labels = torch.randint(0, 4, (60,), generator=generator)
     found = knn_scores(features, labels, queries, 4, k, temperature).double().numpy()
-    expected = plain_knn(
-        *(each.double().numpy() for each in (features,)), labels.numpy(), queries.double().numpy(), 4, k, temperature
-    )
+    expected = plain_knn(features.double().numpy(), labels.numpy(), queries.double().numpy(), 4, k, temperature)
     shares = [each / each.sum(axis=1, keepdims=True) for each in (found, expected)]
     np.testing.assert_allclose(*shares, atol=1e-5)
     # A small temperature is the nearest neighbour alone, and no overflow.
@@ -124,8 +122,7 @@ def test_extracted_features(pretrained, tmp_path):
         "test-00000-of-00001.parquet"
     }
     assert table.column("label").to_pylist() == [row["label"] for row in rows]
-    names = json.loads(table.schema.metadata[b"labels"])
-    assert names[2] == "Flags"
+    assert json.loads(table.schema.metadata[b"mae"])["labels"][2] == "Flags"
     expected = features_of(pretrained, rows[:10])
     found = torch.tensor(table.column("features").to_pylist())
     torch.testing.assert_close(
@@ -143,7 +140,8 @@ def test_extracted_features(pretrained, tmp_path):
         range(190)
     )
     with safe_open(tmp_path / "f.safetensors", "pt") as file:
-        assert file.metadata()["pooling"] == "mean" and file.metadata()["layer"] == "-2"
+        what = json.loads(file.metadata()["mae"])
+    assert what["pooling"] == "mean" and what["layer"] == -2 and what["labels"][2] == "Flags"
     done = start(*common, *more, tmp_path / "again.safetensors", "--batch_size", 7, script=EXTRACT)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "f.safetensors").read_bytes()
     done = run(*common, *more, tmp_path / "two.safetensors", "--batch_size", 7, processes=2, script=EXTRACT)
