@@ -15,7 +15,7 @@ from modeling_mae import MAEModel
 
 def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple[MAEModel, Found]:
     """
-    The encoder that flags name, on its device, and what was found in the checkpoint. A pooling that they do not name is
+    The encoder that flags name, on its device, and what was found in the checkpoint. A pooling that none names is
     the encoder's.
 
     Raises:

@@ -196,7 +196,7 @@ def build(plan: Plan, dtype: torch.dtype | None = None) -> MAEPreTrainedModel:
     """The model of a plan; what is newly initialised is drawn from torch's generator."""
     state = plan.state
     if dtype is None:
-        dtypes = {tensor.dtype for tensor in state.values()}
+        dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
         dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
     if plan.model_class is MAEModel:
         state = {name.removeprefix("mae."): tensor for name, tensor in state.items()}
@@ -267,7 +267,7 @@ def make_plan(
     if target.grid_size != own.grid_size:
         old, new = (f"{rows} x {columns}" for rows, columns in (own.grid_size, target.grid_size))
         found.changed.append(f"positions resampled from {old} to {new} patches")
-    dtypes = sorted({str(tensor.dtype) for tensor in state.values()})
+    dtypes = sorted({str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()})
     if len(dtypes) > 1:
         found.changed.append(f"{' and '.join(dtypes)} made torch.float32, where nothing else is asked for")
 

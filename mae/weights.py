@@ -253,7 +253,10 @@ def _check_tensors(weights: Weights) -> None:
     problems = {
         "holds tensors without values, or sparse ones": [name for name, value in items if not ordinary[value]],
         "holds tensors that are not floating point (64, 32 or 16 bits)": [
-            f"{name} ({value.dtype})" for name, value in items if value.dtype not in _DTYPES
+            f"{name} ({value.dtype})"
+            for name, value in items
+            # The count of batches of a batch norm is a whole number.
+            if value.dtype not in _DTYPES and not (name.endswith("num_batches_tracked") and value.dtype is torch.int64)
         ],
     }
     _refuse_any(weights.source, problems)

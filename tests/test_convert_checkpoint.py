@@ -349,3 +349,22 @@ def test_what_the_file_does_not_say_is_asked_for(tmp_path):
     assert "mae.patch_embed (2 tensors)" in str(found)
     again, _ = build_model(recipe, read_checkpoint(recipe))
     assert_same_state(again, model)
+
+
+@pytest.mark.parametrize("layout", ["official", "timm"])
+def test_a_linear_probe_for_other_codes(layout, tmp_path):
+    """Its batch norm goes into the classifier: the same answers."""
+    model = make_model("classification_cls", head_batch_norm=True)
+    with torch.no_grad():
+        model.head_norm.running_mean.normal_()
+        model.head_norm.running_var.uniform_(0.5, 2)
+    model.save_pretrained(tmp_path / "ours")
+    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+    assert done.returncode == 0, done.stderr
+    again, _ = load_checkpoint(next((tmp_path / "theirs").glob("*.pth"), tmp_path / "theirs"))
+    assert not again.config.head_batch_norm
+    pixel_values, _ = inputs()
+    close(again(pixel_values).logits, model(pixel_values).logits)
+    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "copy")
+    assert done.returncode == 0 and "batch norm before the classifier" in done.stdout, done.stderr
+    assert torch.equal(load_checkpoint(tmp_path / "copy")[0](pixel_values).logits, model(pixel_values).logits)

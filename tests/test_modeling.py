@@ -924,3 +924,53 @@ def test_resize_errors():
     with pytest.raises(Exception, match="image_size=33 is not divisible by patch_size=8"):
         model.resize_positions(33)
     assert model.config.image_size == 32 and model.mae.pos_embed.shape[1] == 17
+
+
+# A batch norm before the classifier, as in the official linear probe
+
+
+def test_head_batch_norm(tmp_path):
+    model = make_model(MAEForImageClassification, head_batch_norm=True, num_labels=5)
+    assert not list(model.head_norm.parameters())
+    images = make_images(32, 32, batch_size=16)
+    model.train()
+    logits = model(images).logits
+    features = model.mae(images).pooler_output
+    centred = (features - features.mean(0)) / (features.var(0, unbiased=False) + 1e-6).sqrt()
+    torch.testing.assert_close(logits, centred @ model.head.weight.T + model.head.bias)
+    torch.testing.assert_close(model.head_norm.running_mean, 0.1 * features.mean(0))
+    model.eval()
+    model.save_pretrained(tmp_path)
+    loaded, info = MAEForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert torch.equal(loaded(images).logits, model(images).logits)
+    encoder, info = MAEModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    # Without one in the checkpoint it is as new, and no garbage of the meta device.
+    make_model(MAEForImageClassification, num_labels=5).save_pretrained(tmp_path / "plain")
+    fresh = MAEForImageClassification.from_pretrained(tmp_path / "plain", head_batch_norm=True)
+    assert not fresh.head_norm.running_mean.any() and (fresh.head_norm.running_var == 1).all()
+    assert fresh.head_norm.num_batches_tracked == 0
+    wide = MAEForImageClassification(
+        MAEConfig.from_size("base", num_hidden_layers=1, num_labels=1000, head_batch_norm=True)
+    )
+    assert wide.head.weight.std() == pytest.approx(0.01, rel=0.01)
+
+
+def test_encoder_outputs_in_the_place_of_images():
+    model = make_model(MAEForImageClassification, num_labels=5, pooling="mean").eval()
+    images = make_images(32, 32)
+    labels = torch.tensor([1, 4])
+    whole, parts = model(images, labels), model(encoder_outputs=model.mae(images), labels=labels)
+    assert torch.equal(whole.logits, parts.logits) and torch.equal(whole.loss, parts.loss)
+    for arguments in ({}, {"pixel_values": images, "encoder_outputs": model.mae(images)}):
+        with pytest.raises(ValueError, match="Give either pixel_values or encoder_outputs"):
+            model(**arguments)
+
+
+def test_drop_path_rises_linearly():
+    model = make_model(MAEModel, num_hidden_layers=5, drop_path_rate=0.4)
+    assert [block.drop_path_rate for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    model.set_drop_path_rate(0.2)
+    assert [block.drop_path_rate for block in model.blocks] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    assert model.config.drop_path_rate == 0.2

@@ -5,9 +5,17 @@ import json
 import pytest
 import torch
 from conftest import ROOT
+from safetensors.torch import load_file
 
 from configuration_mae import MAEConfig
-from mae.optimization import AveragedWeights, GuardedStep, learning_rate_at, make_optimizer, parameter_groups
+from mae.optimization import (
+    LARS,
+    AveragedWeights,
+    GuardedStep,
+    learning_rate_at,
+    make_optimizer,
+    parameter_groups,
+)
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 
 
@@ -148,3 +156,65 @@ def test_averaged_weights():
     average.reset()
     with average.applied():
         assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
+
+
+# Layer decay and LARS
+
+LAYER_DECAY = json.loads((ROOT / "tests" / "fixtures" / "official_layer_decay_0.65.json").read_text())
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_official_layer_decay(pooling):
+    """lr_scale and weight decay of every parameter, by the official fine-tuning code."""
+    expected = LAYER_DECAY["mean_pool" if pooling == "mean" else "cls"]
+    depth = 1 + max(int(name.split(".")[1]) for name in expected if name.startswith("blocks."))
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 16, "num_labels": 3}
+    model = MAEForImageClassification(MAEConfig(num_hidden_layers=depth, pooling=pooling, **sizes))
+    names = {parameter: name.removeprefix("mae.") for name, parameter in model.named_parameters()}
+    found = {
+        names[parameter]: {"lr_scale": pytest.approx(group["lr_scale"]), "weight_decay": group["weight_decay"]}
+        for group in parameter_groups(model, 0.05, 0.65)
+        for parameter in group["params"]
+    }
+    assert found == expected
+
+
+def test_frozen_weights_are_in_no_group():
+    model = MAEForImageClassification(MAEConfig.from_size("tiny", num_labels=3))
+    model.mae.requires_grad_(False)
+    groups = parameter_groups(model, 0.05, 0.65)
+    assert sum(len(group["params"]) for group in groups) == 2 and {group["lr_scale"] for group in groups} == {1}
+
+
+def official_lars():
+    vectors = load_file(ROOT / "tests" / "fixtures" / "official_lars.safetensors")
+    matrix, vector = (torch.nn.Parameter(vectors[name].clone()) for name in ("w0", "b0"))
+    groups = [{"params": [matrix], "weight_decay": 0.01}, {"params": [vector], "weight_decay": 0.0}]
+    return vectors, matrix, vector, LARS(groups, lr=0.4, momentum=0.9)
+
+
+def test_official_lars():
+    vectors, matrix, vector, optimizer = official_lars()
+    for step in range(5):
+        matrix.grad, vector.grad = vectors[f"gw{step}"].clone(), vectors[f"gb{step}"].clone()
+        optimizer.step()
+        torch.testing.assert_close(matrix.data, vectors[f"w{step + 1}"], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(vector.data, vectors[f"b{step + 1}"], rtol=1e-6, atol=1e-6)
+
+
+def test_lars_is_guarded():
+    """A gradient that is not finite changes neither weights nor momentum; the state survives being saved."""
+    vectors, matrix, vector, optimizer = official_lars()
+    guard = GuardedStep(optimizer, max_nonfinite_steps=1)
+    for step in range(5):
+        if step == 2:
+            matrix.grad, vector.grad = torch.full_like(matrix, torch.nan), vectors["gb2"].clone()
+            guard(step + 1)
+            assert guard.num_nonfinite == 1
+        if step == 3:
+            state = optimizer.state_dict()
+            optimizer.load_state_dict(state)
+        matrix.grad, vector.grad = vectors[f"gw{step}"].clone(), vectors[f"gb{step}"].clone()
+        guard(step + 2)
+    torch.testing.assert_close(matrix.data, vectors["w5"], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(vector.data, vectors["b5"], rtol=1e-6, atol=1e-6)
