@@ -951,10 +951,8 @@ def test_head_batch_norm(tmp_path):
     fresh = MAEForImageClassification.from_pretrained(tmp_path / "plain", head_batch_norm=True)
     assert not fresh.head_norm.running_mean.any() and (fresh.head_norm.running_var == 1).all()
     assert fresh.head_norm.num_batches_tracked == 0
-    wide = MAEForImageClassification(
-        MAEConfig.from_size("base", num_hidden_layers=1, num_labels=1000, head_batch_norm=True)
-    )
-    assert wide.head.weight.std() == pytest.approx(0.01, rel=0.01)
+    config = MAEConfig.from_size("base", num_hidden_layers=1, num_labels=1000, head_batch_norm=True)
+    assert MAEForImageClassification(config).head.weight.std().item() == pytest.approx(0.01, rel=0.01)
 
 
 def test_encoder_outputs_in_the_place_of_images():
