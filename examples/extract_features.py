@@ -24,7 +24,7 @@ from mae.checkpointing import UNFINISHED
 from mae.errors import UserError
 from mae.evaluation import origin_columns
 from mae.features import compute_features, load_encoder
-from mae.labels import has_labels, read_labels
+from mae.labels import read_labels
 from mae.launching import make_accelerator, say
 from mae.running import open_sources, run_script
 
@@ -44,6 +44,9 @@ def main() -> None:
     logging.disable_progress_bar()
     if output.split not in ("train", "held_out"):
         raise UserError(f"--split {output.split}: wanted is train or held_out.")
+    for name in ("train_val_split", "max_train_samples", "max_eval_samples"):
+        if getattr(arguments, name) is not None:
+            raise UserError(f"--{name}: features of all images of a split are written.")
     path = Path(output.output).expanduser()
     if path.suffix not in (".parquet", ".safetensors"):
         raise UserError(f"--output {output.output} must end in .parquet or .safetensors.")
@@ -58,8 +61,12 @@ def main() -> None:
     if source is None:
         raise UserError("--split held_out: the data has no held-out images.")
     labels = None
-    if has_labels(source, arguments.label_column_name):
+    try:
         labels = read_labels(source, f"--split {output.split}", arguments.label_column_name)
+    except UserError as error:
+        if arguments.label_column_name is not None:
+            raise
+        say(f"Without labels: {error}")
     mapped = compute_features(encoder, source, arguments, accelerator, output.split)
     if not accelerator.is_main_process:
         return
@@ -85,4 +92,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, can_resume=False)

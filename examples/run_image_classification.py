@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments, parse_overrides
-from mae.building import choose_statistics, read_checkpoint
+from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments
+from mae.building import choose_statistics, find_num_channels, read_checkpoint
 from mae.cards import Facts, classification_card
 from mae.checkpointing import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
 from mae.classification import Classification, build_classifier
@@ -44,8 +44,7 @@ def main() -> None:
     logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
     weights = read_checkpoint(recipe, arguments.data_retry_minutes)
-    # Only of folders of arrays the number of channels must be known before.
-    channels = parse_overrides(recipe.config_overrides).get("num_channels", 3)
+    channels = find_num_channels(recipe, weights)
     (source, labels), (held_out, held_out_labels) = open_labelled(
         recipe, channels, arguments.data_retry_minutes, arguments.max_eval_samples, EMOJI
     )

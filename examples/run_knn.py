@@ -9,7 +9,6 @@ nearest neighbours among the training images have (weighted, as in DINO).
 Several processes (`accelerate launch`) share the work. `--output_file knn.json` keeps the numbers.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from mae.arguments import FeatureArguments, parse_arguments
+from mae.checkpointing import write_json
 from mae.errors import UserError
 from mae.evaluation import knn_scores
 from mae.features import compute_features, load_encoder
@@ -43,6 +43,8 @@ class KNNArguments:
 def main() -> None:
     arguments, options = parse_arguments(FeatureArguments, KNNArguments, description=__doc__)
     accelerator = make_accelerator(arguments.run)
+    if options.output_file is not None and not Path(options.output_file).absolute().parent.is_dir():
+        raise UserError(f"--output_file {options.output_file} lies in no folder that is there.")
     logging.disable_progress_bar()
     encoder, found = load_encoder(arguments, accelerator)
     say(found)
@@ -68,8 +70,8 @@ def main() -> None:
     if options.output_file is not None and accelerator.is_main_process:
         what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
         what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}
-        Path(options.output_file).write_text(json.dumps(what | {"results": results}, indent=2) + "\n")
+        write_json(Path(options.output_file), what | {"results": results})
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, can_resume=False)

@@ -48,11 +48,10 @@ def main() -> None:
     model, found = build_model(recipe, read_checkpoint(recipe, arguments.data_retry_minutes))
     if found is not None:
         recipe.model_revision = found.revision
-    whole, held_out = open_sources(recipe, model.config.num_channels, arguments.data_retry_minutes, EMOJI)
-    source = whole
+    source, held_out = open_sources(recipe, model.config.num_channels, arguments.data_retry_minutes, EMOJI)
     if recipe.train_val_split is not None:
         if held_out is None:
-            source, held_out = hold_out(whole, recipe.train_val_split, recipe.seed)
+            source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
         else:
             say("Note: --train_val_split has no effect: the data has held-out images of its own.")
     measured = choose_statistics(model, source, recipe, arguments)
@@ -72,7 +71,7 @@ def main() -> None:
     training = PreTraining(model, source, recipe, arguments, accelerator, evaluators)
     if arguments.knn_epochs is not None:
         every = max(round(arguments.knn_epochs * training.steps_per_epoch), 1)
-        evaluators.append(make_neighbours(whole, held_out, every, arguments, training.num_workers, recipe.seed))
+        evaluators.append(make_neighbours(source, held_out, every, arguments, training.num_workers, recipe.seed))
     facts = Facts(
         config=model.config,
         num_parameters=model.num_parameters(),

@@ -192,8 +192,8 @@ class Recipe(DataArguments):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UserError(f"--{name} {value} must not be negative.")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise UserError(f"--ema_decay {self.ema_decay} must be between 0 and 1.")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise UserError(f"--ema_decay {self.ema_decay} must be in [0, 1), 0 for no average.")
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1].")
         for name in ("adam_beta1", "adam_beta2"):
@@ -320,7 +320,7 @@ class ClassificationRecipe(Recipe):
     adam_beta2: float | None = field(default=None, metadata={"help": "Of AdamW."})
     num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
     warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Default: the protocol's; with fewer epochs, as large a share of them."}
+        default=None, metadata={"help": "Default: the protocol's; of a shorter run as large a share."}
     )
 
     def check(self) -> None:
@@ -331,6 +331,10 @@ class ClassificationRecipe(Recipe):
                 raise UserError(f"--{name} {value}: wanted is one of {', '.join(filter(None, allowed))}.")
         if (self.protocol == "partial") != (self.num_trainable_blocks is not None):
             raise UserError("--protocol partial and --num_trainable_blocks go together: give both, or neither.")
+        set_elsewhere = {*LABEL_FIELDS, "head_batch_norm", "drop_path_rate"}
+        for name in set_elsewhere & parse_overrides(self.config_overrides).keys():
+            where = "--drop_path_rate" if name == "drop_path_rate" else "the data and --protocol"
+            raise UserError(f"--config_overrides {name}: {where} says that.")
         if self.from_scratch and self.protocol != "finetune":
             raise UserError("--from_scratch trains all weights: leave --protocol out.")
         if self.from_scratch and self.model_name_or_path is not None:
@@ -358,8 +362,11 @@ class ClassificationRecipe(Recipe):
         values = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]
         values = {name: value[size] if isinstance(value, tuple) else value for name, value in values.items()}
         values["min_crop_area"] = 0.08
+        share = values["warmup_epochs"] / values["num_train_epochs"]
+        if self.warmup_epochs is None and self.warmup_ratio is None and self.max_steps > 0:
+            self.warmup_ratio = share
         if self.num_train_epochs is not None:
-            values["warmup_epochs"] *= min(self.num_train_epochs / values["num_train_epochs"], 1)
+            values["warmup_epochs"] = min(values["warmup_epochs"], share * self.num_train_epochs)
         if self.augmentation == "none":
             values["random_erasing"] = 0.0
         if self.base_learning_rate is not None:
@@ -562,11 +569,16 @@ class FeatureArguments(DataArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name} {value} must be at least 1.")
+        _ = self.run  # for its checks
 
     @property
     def run(self) -> RunArguments:
         """What of these a run has too."""
-        return RunArguments(bf16=self.bf16, data_retry_minutes=self.data_retry_minutes)
+        return RunArguments(
+            bf16=self.bf16,
+            data_retry_minutes=self.data_retry_minutes,
+            dataloader_num_workers=self.dataloader_num_workers,
+        )
 
 
 class _Parser(HfArgumentParser):

@@ -29,6 +29,15 @@ def read_checkpoint(recipe: Recipe, retry_minutes: float = 0) -> Weights | None:
     return read_weights(recipe.model_name_or_path, recipe.model_revision, recipe.allow_pickle, retry_minutes)
 
 
+def find_num_channels(recipe: Recipe, weights: Weights | None) -> int:
+    """Of the model that a recipe names, before it is built: of folders of arrays it must be known."""
+    fields = parse_overrides(recipe.config_overrides)
+    if "num_channels" in fields or weights is None:
+        return fields.get("num_channels", 3)
+    # The kernel of the patch projection, whatever it is called.
+    return next((tensor.shape[1] for tensor in weights.tensors.values() if tensor.ndim == 4), 3)
+
+
 def build_model(
     recipe: Recipe,
     weights: Weights | None,

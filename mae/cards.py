@@ -288,7 +288,7 @@ def _training_table(facts: Facts, step: int, metrics: list[dict], own: list[tupl
             ("Warm-up", f"{facts.warmup_epochs:.3g} epochs"),
             ("Weight decay", f"{recipe['weight_decay']:g}"),
             ("Gradients clipped to", recipe.get("max_grad_norm")),
-            ("Decay of the averaged weights", recipe.get("ema_decay")),
+            ("Decay of the averaged weights", recipe.get("ema_decay") or None),
             *own,
             ("Mean, deviation of the channels", _statistics(config)),
             ("Seed", recipe["seed"]),

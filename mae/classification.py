@@ -3,6 +3,7 @@ Training a classifier on an encoder (Section 4.3 and Appendix A.1), as a task of
 last blocks, or a classifier on frozen features.
 """
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +20,13 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from configuration_mae import MAEConfig
 from mae.arguments import ClassificationRecipe
 from mae.building import build_model, hash_weights
 from mae.checkpointing import RunDirectory
 from mae.conversion import has_part
 from mae.data import Batch, Examples, LabelledExamples, make_loader, normalize, seeded
-from mae.errors import UserError
+from mae.errors import DataError, UserError
 from mae.evaluation import Accuracy
 from mae.inference import Mapped, encode, map_images
 from mae.labels import Labels
@@ -101,9 +103,9 @@ class Classification(Training):
     """
     A run that trains a [`MAEForImageClassification`].
 
-    What is drawn for a whole micro-batch, mixup, cutmix and drop path, follows from the seed and the batch's first
-    position: it is the same after a resume, for any number of workers, and as long as processes, micro-batches and
-    accumulation divide the batch as before.
+    What is of a whole micro-batch, mixup, cutmix, drop path and the batch norm of a linear probe, follows from the
+    seed and the batch's positions: it is the same after a resume, for any number of workers, and as long as processes,
+    micro-batches and accumulation divide the batch as before.
 
     Args:
         labels: Of the source's rows.
@@ -129,6 +131,8 @@ class Classification(Training):
             raise UserError("--augmentation none excludes --mixup_alpha, --cutmix_alpha and --random_erasing.")
         if recipe.protocol != "finetune":
             self.task = "linear probe" if recipe.protocol == "linear" else "partial fine-tuning"
+        if recipe.protocol == "linear" and arguments.per_device_train_batch_size < 2:
+            raise UserError("--per_device_train_batch_size must be 2 or more: --protocol linear normalises over it.")
         if self.is_cached:
             if accelerator.is_fsdp2:
                 raise UserError("FSDP does not go with --augmentation none here: a classifier is small, use DDP.")
@@ -180,6 +184,8 @@ class Classification(Training):
             num_classes = len(self.labels.names)
             labels = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
             labels = labels * (1 - recipe.label_smoothing_factor) + recipe.label_smoothing_factor / num_classes
+        # A batch that images are missing of may have too few to normalise over.
+        self.model.head_norm.train(len(inputs) > 1)
         return self.prepared(labels=labels, **arguments).loss
 
     # Features of a frozen encoder
@@ -195,10 +201,9 @@ class Classification(Training):
     def _features(self, name: str, source: Source, is_stopped: Callable[[], bool]) -> Mapped | None:
         """Of all images of a source, from the cache where they are there; None where it was stopped."""
         config, accelerator = self.model.config, self.accelerator
-        own = (config.image_size, config.image_mean, config.image_std, config.pooling, config.layer_norm_eps)
-        key = hash_key(
-            "features", self.encoder, source.fingerprint, repr(own), accelerator.mixed_precision, size=16
-        ).hex()
+        own = {name: getattr(config, name) for name in MAEConfig.__annotations__}
+        own |= {"encoder": self.encoder, "data": source.fingerprint, "tf32": self.arguments.tf32}
+        key = hash_key("features", json.dumps(own, sort_keys=True), accelerator.mixed_precision, size=16).hex()
         path = Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{key}.safetensors"
         kept = _read_features(path)
         # All of them compute what one machine lacks.
@@ -224,6 +229,8 @@ class Classification(Training):
                 bar.update,
             )
         self.model.train()
+        if mapped is not None and not len(mapped.rows):
+            raise DataError(f"None of the {total:,} {name} images can be read: {mapped.skipped[0][1]}.")
         if mapped is not None and PartialState().is_local_main_process and not mapped.skipped:
             _write_features(path, mapped)
         return mapped
@@ -263,10 +270,11 @@ class FeatureExamples(Examples):
         places = self.places[rows]
         good = places >= 0
         keys = [sample.position.to_bytes(8, "big") + self.digest(sample) for sample in samples]
-        labels = self.labels[rows[good]] if good.any() else self.labels[:1]
+        features, labels = self.features[places[good]], self.labels[rows[good]]
+        if not good.any():  # a blank of weight 0
+            features, labels = self.features.new_zeros(1, self.features.shape[1]), self.labels[:1]
         return Batch(
-            # A blank of weight 0 where none could be read.
-            pixel_values=self.features[places[good]] if good.any() else torch.zeros_like(self.features[:1]),
+            pixel_values=features,
             weight=float(good.mean()),
             size=len(samples),
             keys=b"".join(keys),

@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
 from mae.decoding import EncodedImage, decode_image
-from mae.errors import UserError, first_line
+from mae.errors import DataError, UserError, first_line
 from mae.interruption import ignore_in_workers
 from mae.order import SampleOrder, hash_key, permutation
 from mae.retries import with_patience
@@ -185,7 +185,12 @@ class EvaluationExamples(Examples):
         """The processor's resize and crop, `(C, H, W)`."""
         # By the processor itself, whose rounding differs from torchvision's: what is evaluated is what it gives.
         outputs = self.processor(
-            image.decode(), do_rescale=False, do_normalize=False, do_convert_rgb=False, return_tensors="pt"
+            image.decode(),
+            do_rescale=False,
+            do_normalize=False,
+            do_convert_rgb=False,
+            input_data_format="channels_first",  # it would guess, from sides of 1 or 3
+            return_tensors="pt",
         )
         return outputs.pixel_values[0]
 
@@ -398,4 +403,17 @@ def make_loader(stream: SampleStream, examples: Examples, num_workers: int = 0) 
         pin_memory=torch.cuda.is_available(),
         # Without one of its own, the DataLoader draws from torch's global generator when it starts.
         generator=torch.Generator(),
+    )
+
+
+def is_of_a_worker(error: RuntimeError) -> bool:
+    """Whether a decoding process has ended: told by torch's handler of a signal, and so from anywhere."""
+    return "DataLoader worker" in str(error)
+
+
+def lost_worker(error: BaseException) -> DataError:
+    """What to tell of a decoding process that has ended."""
+    return DataError(
+        f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared memory (docker run "
+        "--ipc=host), or pass --dataloader_num_workers 0."
     )

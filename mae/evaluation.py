@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
+from configuration_mae import to_pair
 from mae.arguments import PreTrainingArguments
 from mae.checkpointing import CLASSES_FILE, CONFUSION_FILE, PICTURES_FOLDER, PREDICTIONS_FILE, RunDirectory
 from mae.data import normalize
 from mae.errors import DataError, UserError
 from mae.inference import Mapped, encode, map_images
-from mae.labels import Labels, draw_rows, hold_out_labelled, read_labels, select
+from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
 from mae.launching import on_main_process
 from mae.sources import Source, row_origins
 from mae.visualization import save_confusion_matrix, save_reconstruction
@@ -116,8 +117,15 @@ def knn_scores(
     Returns:
         `(Q, num_classes)`, in the order of the queries; the largest is the answer.
     """
-    k = min(k, len(features))
-    features, queries = F.normalize(features.float()), F.normalize(queries.float())
+    # Not in the half precision of a run that looks at itself: neighbours would change places.
+    with torch.autocast(queries.device.type, enabled=False):
+        return _knn_scores(features.float(), labels, queries.float(), num_classes, min(k, len(features)), temperature)
+
+
+def _knn_scores(
+    features: Tensor, labels: Tensor, queries: Tensor, num_classes: int, k: int, temperature: float
+) -> Tensor:
+    features, queries = F.normalize(features), F.normalize(queries)
     scores = torch.zeros(len(queries), num_classes, device=queries.device)
     query_chunk = min(1024, max(len(queries), 1))
     chunk = max(_SIMILARITIES // query_chunk, k)
@@ -163,7 +171,11 @@ class Neighbours:
         self, model: MAEForPreTraining, step: int, epoch: float, run: RunDirectory, is_stopped: Callable[[], bool]
     ) -> dict[str, Any]:
         device = next(model.parameters()).device
-        if isinstance(model, FSDPModule):  # whose own parameters a call of its encoder alone does not gather
+        if isinstance(model, FSDPModule):
+            # A call of its encoder alone neither sets it up nor gathers what the whole holds by itself.
+            config = model.config
+            blank = torch.zeros(1, config.num_channels, *to_pair(config.image_size), device=device)
+            model(blank, noise=torch.linspace(0, 1, config.num_patches, device=device)[None], return_loss=False)
             model.unshard()
         found = []
         for source, labels in self.sources:
@@ -205,13 +217,15 @@ def make_neighbours(
     Raises:
         UserError: where the data has no labels, or several for an image.
     """
-    labels = read_labels(source, "--knn_epochs: the training data", arguments.label_column_name)
+    what = "--knn_epochs: the training data"
+    labels = read_labels(source, what, arguments.label_column_name)
+    check_classes(labels, what)
     if labels.is_multi_label:
         raise UserError("--knn_epochs is for images of one class; these have several.")
     if held_out is None:
         count = min(_NEIGHBOURS_KNOWN + _NEIGHBOURS_ASKED, len(labels.values))
         source, labels = select(source, labels, draw_rows(labels, count, seed, "neighbours"))
-        train, asked = hold_out_labelled(source, labels, 1 / 6, seed)
+        train, asked = hold_out_labelled(source, labels, 1 / 6, seed, "--knn_epochs: a share of")
     else:
         own = read_labels(held_out, "--knn_epochs: the held-out data", arguments.label_column_name, labels.names)
         train, asked = (
@@ -268,6 +282,7 @@ class Accuracy:
     """
 
     TOP = 5
+    MAX_DRAWN = 2000  # classes of a confusion matrix: it grows with their square
 
     def __init__(
         self,
@@ -294,6 +309,10 @@ class Accuracy:
         is_stopped: Callable[[], bool],
     ) -> dict[str, Any]:
         device = next(model.parameters()).device
+        if torch.distributed.is_initialized():
+            # Each process has statistics of its own batches; what is saved is those of the first.
+            for buffer in model.head_norm.buffers():
+                torch.distributed.broadcast(buffer, 0)
         if self.features is not None:
             rows, features = self.features.rows, self.features.outputs["features"]
             parts = [
@@ -351,15 +370,17 @@ class Accuracy:
             found["eval_accuracy"] = float(hits[:, 0].mean())
             if len(names) > self.TOP:
                 found["eval_accuracy_top5"] = float(hits.any(axis=1).mean())
-            matrix = confusion_matrix(labels, classes[:, 0], len(names))
-            right, images, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+            right, images, predicted = (
+                np.bincount(some, minlength=len(names)) for some in (labels[hits[:, 0]], labels, classes[:, 0])
+            )
             table = {
                 "images": images,
                 "recall": _ratio(right, images),
                 "precision": _ratio(right, predicted),
                 "f1": _ratio(2 * right, images + predicted),
             }
-            if run.is_main_process:
+            if run.is_main_process and len(names) <= self.MAX_DRAWN:
+                matrix = confusion_matrix(labels, classes[:, 0], len(names))
                 title = f"Confusion matrix: {len(labels):,} held-out images, accuracy {found['eval_accuracy']:.1%}"
                 save_confusion_matrix(matrix, names, run.path / CONFUSION_FILE, title)
             words = np.array(names, dtype=object)
@@ -386,12 +407,14 @@ def _split(rows: np.ndarray, size: int) -> list[np.ndarray]:
 def origin_columns(source: Source, rows: np.ndarray) -> dict[str, list]:
     """Where images come from, as columns of a table: the file's name and the row within it."""
     origins = row_origins(source, rows)
-    return {"file": [file for file, _ in origins], "row": [row for _, row in origins]}
+    # Names that are not UTF-8 could not be written.
+    names = [file.encode("utf-8", "backslashreplace").decode() for file, _ in origins]
+    return {"file": names, "row": [row for _, row in origins]}
 
 
 def write_table(path: Path, columns: dict[str, Any]) -> None:
     """Columns of equal length as CSV."""
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values()))

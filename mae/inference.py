@@ -10,7 +10,7 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from configuration_mae import MAEConfig
-from mae.data import Batch, EvaluationExamples, make_loader, normalize
+from mae.data import Batch, EvaluationExamples, lost_worker, make_loader, normalize
 from mae.order import SampleOrder
 from mae.sources import Source, take_rows
 from mae.streaming import SampleStream
@@ -82,7 +82,12 @@ def map_images(
     for _ in range(-(-largest // batch_size)):
         if is_stopped():
             return None
-        batch: Batch = next(batches, None) or examples.collate([])
+        try:
+            batch: Batch = next(batches, None) or examples.collate([])
+        except (OSError, EOFError) as error:
+            if not num_workers:
+                raise
+            raise lost_worker(error) from error  # half of a batch was sent
         skipped += batch.skipped
         # A share is a run of rows, and so its own numbers go on from its first.
         rows = np.asarray(batch.rows, dtype=np.int64) + first

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, LargeList, List, Value
 
 from mae.errors import UserError
 from mae.order import hash_key, permutation
-from mae.sources import ImageFileSource, Source, row_origins, take_rows
+from mae.sources import ImageFileSource, Part, Source, row_origins, take_rows
 
 
 _SHOWN = 5
@@ -77,13 +76,6 @@ def _item(feature: Any) -> Any:
     return feature.feature if isinstance(feature, (List, LargeList)) else feature
 
 
-def has_labels(source: Source, label_column_name: str | None = None) -> bool:
-    """Whether [`read_labels`] has anything to read."""
-    if isinstance(source, ImageFileSource):
-        return any("/" in name for name in source.names)
-    return find_label_column(source.features, label_column_name) is not None
-
-
 def read_labels(
     source: Source, what: str, label_column_name: str | None = None, names: list[str] | None = None
 ) -> Labels:
@@ -99,76 +91,90 @@ def read_labels(
     Raises:
         UserError: naming images without a label, classes that are not among `names`, and columns that hold no labels.
     """
+    if isinstance(source, Part):
+        return read_labels(source.source, what, label_column_name, names)[source.all_rows()]
     if isinstance(source, ImageFileSource):
         if label_column_name is not None:
             raise UserError(f"--label_column_name {label_column_name}: {what} is a folder, whose folders are classes.")
-        labels = _of_folders(source, what, names)
-    else:
-        column = find_label_column(source.features, label_column_name)
-        if column is None:
-            raise UserError(
-                f"{what} has no column of labels: name one with --label_column_name. Columns: "
-                f"{', '.join(source.features)}."
-            )
-        labels = _of_column(source, what, column, names)
-    if len(labels.names) < 2 and not labels.is_multi_label:
-        raise UserError(f"{what} has a single class, {labels.names[0]}: there is nothing to tell apart.")
-    return labels
+        return _of_folders(source, what, names)
+    column = find_label_column(source.features, label_column_name)
+    if column is None:
+        raise UserError(
+            f"{what} has no column of labels: name one with --label_column_name. Columns: "
+            f"{', '.join(source.features)}."
+        )
+    return _of_column(source, what, column, names)
+
+
+def check_classes(labels: Labels, what: str) -> None:
+    """A `UserError` where there are not two classes to tell apart, or no label at all."""
+    if len(labels.names) < 2 - labels.is_multi_label:
+        raise UserError(
+            f"{what} has {'a single class, ' + labels.names[0] if labels.names else 'no class at all'}: there is "
+            "nothing to tell apart."
+        )
+
+
+def _printable(name: str) -> str:
+    """A name of a file system that is not UTF-8 can be neither printed nor written."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _of_folders(source: ImageFileSource, what: str, names: list[str] | None) -> Labels:
     # On this machine a class is a folder right below the root, as torchvision has it; on the Hub, where splits are
     # folders too, the one that an image lies in, as `datasets` has it.
     part = 0 if source.revision is None else -2
-    bare = [name for name in source.names if "/" not in name]
+    bare = [_printable(name) for name in source.names if "/" not in name]
     if bare:
         raise UserError(
             f"{what}: {len(bare):,} images lie in no class folder ({_shown(bare)}). Wanted is a folder for each class."
         )
-    found = [name.split("/")[part] for name in source.names]
+    found = [_printable(name.split("/")[part]) for name in source.names]
     return _numbered(found, names, what)
 
 
 def _numbered(found: list[str], names: list[str] | None, what: str) -> Labels:
     """Words by their number among the names."""
     own = sorted(set(found))
-    unknown = [name for name in own if names is not None and name not in set(names)]
-    if unknown:
-        raise UserError(f"{what} has classes that the training data has not: {_shown(unknown)}.")
+    if names is not None:
+        unknown = sorted(set(own) - set(names))
+        if unknown:
+            raise UserError(f"{what} has classes that the training data has not: {_shown(unknown)}.")
     names = own if names is None else names
     number = {name: index for index, name in enumerate(names)}
     return Labels(np.array([number[name] for name in found], dtype=np.int64), names)
 
 
 def _of_column(source: Source, what: str, column: str, names: list[str] | None) -> Labels:
-    feature, values = source.features[column], source.read_column(column)
+    feature, flat = source.features[column], source.read_column(column).combine_chunks()
     item = _item(feature)
-    if values.null_count:
-        _refuse_unlabelled(source, what, column, np.flatnonzero(values.is_null().to_numpy()), "null")
-    flat = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
-    several = item is not feature
-    lengths = None
+    several, owners = item is not feature, np.arange(len(flat))  # the row that each single value is of
+    if flat.null_count:
+        _refuse_labels(source, what, column, np.flatnonzero(flat.is_null()), "null")
     if several:
-        lengths = pc.list_value_length(flat).to_numpy(zero_copy_only=False).astype(np.int64)
+        owners = np.repeat(owners, pc.list_value_length(flat).to_numpy(zero_copy_only=False).astype(np.int64))
         flat = flat.flatten()
+        if flat.null_count:
+            _refuse_labels(source, what, column, owners[np.flatnonzero(flat.is_null())], "null")
+    num_rows = sum(source.group_sizes)
     if isinstance(item, ClassLabel):
         numbers = flat.to_numpy(zero_copy_only=False).astype(np.int64)
-        if not several and (numbers < 0).any():
-            _refuse_unlabelled(source, what, column, np.flatnonzero(numbers < 0), "-1")
+        if (numbers < 0).any():
+            _refuse_labels(source, what, column, owners[numbers < 0], "-1")
         own = list(item.names)
+        if (numbers >= len(own)).any():
+            strange = numbers[numbers >= len(own)][0]
+            _refuse_labels(source, what, column, owners[numbers >= len(own)], f"{strange}, of {len(own)} classes")
         if names is not None and own != names:
             numbers = _numbered([own[number] for number in numbers], names, what).values
         names = names or own
-    elif isinstance(item, Value) and item.dtype in ("string", "large_string", "bool") or _is_whole(item):
+    elif isinstance(item, Value) and (item.dtype in ("string", "large_string", "bool") or _is_whole(item)):
         # Whole numbers in their own order, 10 after 9.
-        unique = sorted(pc.unique(flat).to_pylist())
         if names is None:
-            names = [str(value) for value in unique]
+            names = [str(value) for value in sorted(pc.unique(flat).to_pylist())]
         encoded = pc.dictionary_encode(flat)
-        words = [str(value) for value in encoded.dictionary.to_pylist()]
-        mapping = _numbered(words, names, what).values
-        indices = encoded.indices.to_numpy(zero_copy_only=False)
-        numbers = mapping[indices] if len(words) else np.zeros(0, dtype=np.int64)
+        mapping = _numbered([str(value) for value in encoded.dictionary.to_pylist()], names, what).values
+        numbers = mapping[encoded.indices.to_numpy(zero_copy_only=False)]
     else:
         raise UserError(
             f"--label_column_name {column} holds {getattr(item, 'dtype', type(item).__name__)}: wanted are class "
@@ -176,8 +182,8 @@ def _of_column(source: Source, what: str, column: str, names: list[str] | None) 
         )
     if not several:
         return Labels(numbers, names)
-    hot = np.zeros((len(lengths), len(names)), dtype=np.uint8)
-    hot[np.repeat(np.arange(len(lengths)), lengths), numbers] = 1
+    hot = np.zeros((num_rows, len(names)), dtype=np.uint8)
+    hot[owners, numbers] = 1
     return Labels(hot, names)
 
 
@@ -185,12 +191,13 @@ def _is_whole(item: Any) -> bool:
     return isinstance(item, Value) and item.dtype.startswith(("int", "uint"))
 
 
-def _refuse_unlabelled(source: Source, what: str, column: str, rows: np.ndarray, value: str) -> None:
+def _refuse_labels(source: Source, what: str, column: str, rows: np.ndarray, value: str) -> None:
+    rows = np.unique(rows)
     places = ", ".join(f"{file} row {row}" for file, row in row_origins(source, rows[:_SHOWN]))
     more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
     raise UserError(
-        f"{what}: {len(rows):,} images have no label ({column} is {value}): {places}{more}. Leave them out, or name "
-        "another split or column."
+        f"{what}: {len(rows):,} images have no usable label ({column} is {value}): {places}{more}. Leave them out, or "
+        "name another column; in the place of such held-out images, --train_val_split holds out training images."
     )
 
 
@@ -220,10 +227,13 @@ def select(source: Source, labels: Labels, rows: np.ndarray) -> tuple[Source, La
 
 
 def hold_out_labelled(
-    source: Source, labels: Labels, share: float, seed: int
+    source: Source, labels: Labels, share: float, seed: int, flag: str = "--train_val_split"
 ) -> tuple[tuple[Source, Labels], tuple[Source, Labels]]:
     """
     A labelled source in two parts, the second of `share` of the rows, with the same share of every class.
+
+    Args:
+        flag: What asked for it, for the error.
 
     Raises:
         UserError: where nothing would be left of one of them.
@@ -232,7 +242,7 @@ def hold_out_labelled(
     count = round(total * share)
     if not 0 < count < total:
         raise UserError(
-            f"--train_val_split {share} of {total} images leaves {total - count} to train on and {count} held out: "
+            f"{flag} {share:g} of {total} images leaves {total - count} to train on and {count} held out: "
             "give another share."
         )
     held = draw_rows(labels, count, seed, "held out")

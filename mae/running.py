@@ -11,10 +11,11 @@ from accelerate import Accelerator
 from mae.arguments import ClassificationRecipe, DataArguments, FeatureArguments, RunArguments
 from mae.cards import CARD_FILE, write_card
 from mae.checkpointing import METRICS_FILE, RunDirectory
+from mae.data import is_of_a_worker, lost_worker
 from mae.errors import Interrupted, RunError, UserError
 from mae.hub import Publisher, end_process, open_repository
 from mae.interruption import EXIT_CODE
-from mae.labels import Labels, draw_rows, hold_out_labelled, read_labels, select
+from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
 from mae.launching import describe_environment, say
 from mae.sources import Source, open_dataset, open_folder
 from mae.training import Training
@@ -62,13 +63,15 @@ def open_labelled(
     """
     source, held_out = open_sources(data, num_channels, retry_minutes, default)
     flag = "--train_dir" if data.train_dir is not None else "--dataset_name"
-    labels = read_labels(source, f"{flag} {getattr(data, flag[2:]) or default}", data.label_column_name)
-    if held_out is not None:
-        if data.train_val_split is not None:
-            say("Note: --train_val_split has no effect: the data has held-out images of its own.")
+    what = f"{flag} {getattr(data, flag[2:]) or default}"
+    labels = read_labels(source, what, data.label_column_name)
+    check_classes(labels, what)
+    if held_out is not None and data.train_val_split is None:
         flag = "--validation_dir" if data.train_dir is not None else "--dataset_name, its held-out split,"
         train, held = (source, labels), (held_out, read_labels(held_out, flag, data.label_column_name, labels.names))
     elif data.train_val_split is not None:
+        if held_out is not None:
+            say("Note: as --train_val_split says, training images are held out, and the data's own are not looked at.")
         train, held = hold_out_labelled(source, labels, data.train_val_split, data.seed)
     else:
         other = "--validation_dir" if data.train_dir is not None else "a data set with a validation split"
@@ -172,8 +175,13 @@ def list_results(run: RunDirectory, results: dict, files: dict[str, str]) -> str
     return "\n".join(["", f"{results['steps']} steps, {results['epochs']:.1f} epochs, {scores}", *lines])
 
 
-def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's `main`, and ends it with its exit code, told in one line: see the scripts."""
+def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
+    """
+    Runs a script's `main`, and ends it with its exit code, told in one line: see the scripts.
+
+    Args:
+        can_resume: Whether the same command goes on where it was.
+    """
     rank = os.environ.get("RANK", "0")
     try:
         main()
@@ -182,9 +190,15 @@ def run_script(main: Callable[[], None]) -> None:
             print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
         end_process(2 if isinstance(error, UserError) else 1)
     except OSError as error:  # a full disk, say, where something small is written
-        print(f"error: {error}. The same command goes on from the last checkpoint.", file=sys.stderr)
+        then = " The same command goes on from the last checkpoint." if can_resume else ""
+        print(f"error: {error}.{then}", file=sys.stderr)
+        end_process(1)
+    except RuntimeError as error:
+        if not is_of_a_worker(error):
+            raise
+        print(f"error: {lost_worker(error)}", file=sys.stderr)
         end_process(1)
     except (Interrupted, KeyboardInterrupt) as error:  # the second before training has begun
         if rank == "0":
-            print(str(error) or "Stopped before training began.", file=sys.stderr)
+            print(str(error) or ("Stopped before training began." if can_resume else "Stopped."), file=sys.stderr)
         end_process(EXIT_CODE if isinstance(error, Interrupted) else 128 + signal.SIGINT)

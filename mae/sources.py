@@ -232,16 +232,22 @@ class ParquetSource:
             return pq.ParquetFile(stream).metadata
 
     def read_column(self, name: str) -> pa.ChunkedArray:
+        wanted = datasets.Features({name: self.features[name]}).arrow_schema.field(name).type
+
         def read(file: str) -> pa.ChunkedArray:
             with self.file_system.open(file) as stream:
-                return pq.ParquetFile(stream).read(columns=[name]).column(name)
+                column = pq.ParquetFile(stream).read(columns=[name]).column(name)
+            try:
+                return column.cast(wanted)  # files of one data set may differ
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{file}: column {name} holds {column.type}, not {wanted} ({error}).") from None
 
         files = list(dict.fromkeys(row_group.file for row_group in self.row_groups))
         with ThreadPoolExecutor(REMOTE_READERS) as pool:
             columns = pool.map(
                 lambda file: with_patience(f"{file}, column {name}", self.retry_minutes, lambda: read(file)), files
             )
-            return pa.chunked_array([chunk for column in columns for chunk in column.chunks])
+            return pa.chunked_array([chunk for column in columns for chunk in column.chunks], wanted)
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         row_group, metadata = self.row_groups[group], self._metadata(self.row_groups[group].file)
@@ -300,7 +306,7 @@ class ArrowSource:
         return self.split, group
 
 
-class _Part:
+class Part:
     """
     Some rows of each group of another source.
 
@@ -317,7 +323,13 @@ class _Part:
         self.revision = source.revision
         self.num_readers = source.num_readers
         self.note = source.note
-        self.features = {}  # labels are taken from those of the whole
+        self.features = source.features
+
+    def all_rows(self) -> np.ndarray:
+        """The rows of the whole that are in it, by their numbers over all groups."""
+        starts = np.concatenate([[0], np.cumsum(self.source.group_sizes)])
+        rows = [starts[group] + self.rows(group) for group, size in enumerate(self.group_sizes) if size]
+        return np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         wanted = self.rows(group)[first_row:].tolist()
@@ -357,9 +369,9 @@ def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     def other_rows(group: int) -> np.ndarray:
         return np.setdiff1d(np.arange(sizes[group]), held_rows(group), assume_unique=True)
 
-    def part(name: str, counts: np.ndarray, rows: Callable[[int], np.ndarray]) -> _Part:
+    def part(name: str, counts: np.ndarray, rows: Callable[[int], np.ndarray]) -> Part:
         fingerprint = hash_key("part", source.fingerprint, share, seed, name).hex()
-        return _Part(source, counts.tolist(), rows, fingerprint)
+        return Part(source, counts.tolist(), rows, fingerprint)
 
     return part("train", sizes - held, other_rows), part("held out", held, held_rows)
 
@@ -378,7 +390,7 @@ def take_rows(source: Source, rows: np.ndarray) -> Source:
         return rows[bounds[group] : bounds[group + 1]] - starts[group]
 
     fingerprint = hash_key("rows", source.fingerprint, rows.astype(np.int64).tobytes()).hex()
-    return _Part(source, np.diff(bounds).tolist(), rows_of, fingerprint)
+    return Part(source, np.diff(bounds).tolist(), rows_of, fingerprint)
 
 
 def row_origins(source: Source, rows: np.ndarray) -> list[tuple[str, int]]:

@@ -25,7 +25,7 @@ from configuration_mae import MAEConfig
 from mae.arguments import Recipe, RunArguments
 from mae.building import hash_weights
 from mae.checkpointing import EVALUATIONS_FILE, NONFINITE, SKIPPED_FILE, RunDirectory
-from mae.data import Batch, Examples, make_loader, samples_digest
+from mae.data import Batch, Examples, is_of_a_worker, lost_worker, make_loader, samples_digest
 from mae.errors import DataError, Interrupted, RunError, UserError, first_line
 from mae.evaluation import Evaluator
 from mae.interruption import Interruption, StoppedWaiting
@@ -272,16 +272,9 @@ class Training:
                         f"--torch_compile does not work here ({first_line(error)}): it needs a C++ compiler on a CPU "
                         "and Triton on a GPU. Without the flag the run gives the same."
                     ) from error
-                if "DataLoader worker" not in str(error):  # of torch's handler of a signal, and so from anywhere
+                if not is_of_a_worker(error):
                     raise
-                raise self._lost_worker(error) from error
-
-    @staticmethod
-    def _lost_worker(error: BaseException) -> DataError:
-        return DataError(
-            f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared memory (docker "
-            "run --ipc=host), or pass --dataloader_num_workers 0."
-        )
+                raise lost_worker(error) from error
 
     def _end_loading(self) -> None:
         """Ends decoding processes and reading threads, also where a traceback keeps everything else."""
@@ -315,7 +308,7 @@ class Training:
         self.optimizer = self.make_optimizer()
         self.prepared, _ = accelerator.prepare(model, self.optimizer)
         self.prepared.train()
-        self.average = None if recipe.ema_decay is None else AveragedWeights(model, recipe.ema_decay)
+        self.average = None if not recipe.ema_decay else AveragedWeights(model, recipe.ema_decay)
         self.guard = GuardedStep(
             self.optimizer, arguments.max_nonfinite_steps, recipe.max_grad_norm, accelerator.scaler
         )
@@ -356,7 +349,7 @@ class Training:
         except (OSError, EOFError) as error:
             if not self.num_workers:
                 raise
-            raise self._lost_worker(error) from error  # half of a batch was sent
+            raise lost_worker(error) from error  # half of a batch was sent
         # Before anything of the step that processes do together.
         (is_stalled,) = interruption.agree(batch is None)
         if is_stalled:

@@ -99,8 +99,8 @@ def save_confusion_matrix(matrix: np.ndarray, names: list[str], path: Path, titl
     figure.suptitle(title, fontsize=11)
     if len(names) <= 40:
         shown = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
-        axis.set_xticks(range(len(names)), shown, rotation=90)
-        axis.set_yticks(range(len(names)), shown)
+        axis.set_xticks(range(len(names)), shown, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(names)), shown, parse_math=False)
     if len(names) <= 20:
         for row, column in np.ndindex(*matrix.shape):
             if matrix[row, column]:

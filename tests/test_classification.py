@@ -24,6 +24,7 @@ from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
+from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments
 from mae.classification import Classification
 from mae.data import LabelledExamples, normalize
 from mae.evaluation import Accuracy
@@ -380,6 +381,8 @@ def test_mistakes(flags, labelled, pretrained, tmp_path, emoji):
     refuse("--mixup_alpha -1", "--mixup_alpha", -1)
     refuse("there is no such column. Columns: image, label", "--label_column_name", "class")
     refuse("excludes --mixup_alpha", "--protocol", "linear", "--mixup_alpha", 0.5)
+    refuse("must be 2 or more", "--protocol", "linear", "--per_device_train_batch_size", 1)
+    refuse("--config_overrides num_labels: the data and --protocol says that", "--config_overrides", "num_labels=5")
     refuse("unknown argument --layerdecay. Did you mean --layer_decay?", "--layerdecay", 1)
     data = ["--dataset_name", labelled]
     refuse("--model_name_or_path names the pre-trained model to start from", start_from=data)
@@ -387,7 +390,7 @@ def test_mistakes(flags, labelled, pretrained, tmp_path, emoji):
     refuse("There are no held-out images to evaluate on: --train_val_split 0.1", start_from=alone)
     write_labelled(tmp_path / "data" / "train.parquet", emoji[:20])
     write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji[20:30]])
-    refuse("its held-out split,: 10 images have no label (label is -1)", "--dataset_name", tmp_path / "data")
+    refuse("its held-out split,: 10 images have no usable label (label is -1)", "--dataset_name", tmp_path / "data")
     for name in ("train/cat/1.png", "train/dog/2.png", "val/dog/3.png", "val/bear/4.png"):
         (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "files" / name).write_bytes(emoji[0]["image"]["bytes"])
@@ -410,6 +413,82 @@ def test_unreadable_images(flags, labelled, tmp_path, emoji):
         files = Counter(entry["file"] for entry in skipped)
         assert files["test.parquet"] == 2 and files["train.parquet"] == 2
         assert len(table(tmp_path / name / "predictions.csv")) == 10
+
+
+def test_a_test_split_without_labels(flags, tmp_path, emoji):
+    """As many on the Hub have: training images are held out in its place, where that is asked for."""
+    write_labelled(tmp_path / "data" / "train.parquet", emoji[:60])
+    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji[60:70]])
+    done = classify(tmp_path / "run", "--dataset_name", tmp_path / "data", *flags[2:], "--train_val_split", 0.2)
+    assert "the data's own are not looked at" in done.stdout
+    assert {line["file"] for line in table(tmp_path / "run" / "predictions.csv")} == {"train.parquet"}
+
+
+def test_a_batch_with_one_image_left(flags, tmp_path, emoji):
+    """Too few to normalise over, or none: it counts by what was seen before."""
+    rows = emoji[:60]
+    broken = [row if index % 2 else row | {"image": {"bytes": b"", "path": None}} for index, row in enumerate(rows)]
+    write_labelled(tmp_path / "data" / "train.parquet", broken)
+    write_labelled(tmp_path / "data" / "test.parquet", emoji[60:70])
+    arguments = ["--dataset_name", tmp_path / "data", *flags[2:], "--max_bad_fraction", 1, "--protocol", "linear"]
+    for name, more in (("cached", []), ("crop", ["--augmentation", "crop"])):
+        classify(tmp_path / name, *arguments, "--per_device_train_batch_size", 4, *more)
+        assert all(line["loss"] is not None for line in metrics(tmp_path / name))
+    broken = broken[::2]
+    write_labelled(tmp_path / "none" / "train.parquet", broken)
+    write_labelled(tmp_path / "none" / "test.parquet", emoji[60:70])
+    arguments = ["--output_dir", tmp_path / "nothing", "--dataset_name", tmp_path / "none", *arguments[2:]]
+    done = start(*arguments, script=SCRIPT)
+    assert done.returncode == 1 and "None of the 30 training images can be read" in done.stderr.splitlines()[-1]
+
+
+def test_images_of_several_channels(tmp_path):
+    """Folders of arrays, of as many channels as the checkpoint has; names that pictures could take for formulas."""
+    sizes = SIZES | {"num_channels": 13, "image_mean": [0.5] * 13, "image_std": [0.2] * 13}
+    MAEForPreTraining(MAEConfig(**sizes)).save_pretrained(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "images" / ("$a$b_$" if number % 2 else "caf\udce9") / f"{number}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rng.random((32, 40, 13), dtype=np.float32) * (0.5 + number % 2 / 2))
+    arguments = ["--train_dir", tmp_path / "images", "--train_val_split", 0.25, *SHORT]
+    classify(tmp_path / "run", *arguments, "--model_name_or_path", tmp_path / "model", "--augmentation", "crop")
+    assert {line["label"] for line in table(tmp_path / "run" / "predictions.csv")} == {"$a$b_$", "caf\\udce9"}
+    assert "caf\\udce9" in (tmp_path / "run" / "README.md").read_text()
+    classify(tmp_path / "probe", *arguments, "--model_name_or_path", tmp_path / "model", "--protocol", "linear")
+    done = start(
+        "--output_dir", tmp_path / "no", *arguments, "--model_name_or_path", tmp_path / "model", script=SCRIPT
+    )
+    assert done.returncode == 2 and "RandAugment is for images of 1 or 3 channels, not 13" in done.stderr
+
+
+def test_the_cache_knows_the_encoder(flags, tmp_path, pretrained):
+    """The same weights with other heads compute other features."""
+    config = json.loads((pretrained / "config.json").read_text())
+    shutil.copytree(pretrained, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
+    arguments = [*flags, "--protocol", "linear", "--max_steps", 2]
+    classify(tmp_path / "one", *arguments)
+    arguments[arguments.index("--model_name_or_path") + 1] = tmp_path / "other"
+    classify(tmp_path / "two", *arguments)
+    losses = [metrics(tmp_path / name)[-1]["loss"] for name in ("one", "two")]
+    assert losses[0] != losses[1]
+
+
+def test_short_runs_warm_up_shortly(flags):
+    for more, expected in (
+        ([], {"warmup_ratio": 0.05, "warmup_epochs": 5}),  # by --max_steps
+        (["--max_steps", -1], {"warmup_ratio": None, "warmup_epochs": 5}),
+        (["--max_steps", -1, "--num_train_epochs", 20], {"warmup_ratio": None, "warmup_epochs": 1}),
+        (["--warmup_epochs", 2], {"warmup_ratio": None, "warmup_epochs": 2}),
+    ):
+        argv = [str(flag) for flag in [*flags, *more]]
+        if "--warmup_epochs" not in more:
+            place = argv.index("--warmup_epochs")
+            del argv[place : place + 2]
+        recipe, _ = parse_arguments(ClassificationRecipe, ClassificationArguments, description="", argv=argv)
+        recipe.resolve(MAEConfig())
+        assert {name: getattr(recipe, name) for name in expected} == expected
 
 
 # Pieces

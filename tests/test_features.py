@@ -51,6 +51,16 @@ def test_neighbours(k, temperature, similarities, monkeypatch):
     assert torch.equal(knn_scores(features, labels, queries, 4, k, 1e-6).argmax(dim=1), nearest)
 
 
+def test_neighbours_in_half_precision():
+    """A run that looks at itself computes in bfloat16 around them: the same answers."""
+    generator = torch.Generator().manual_seed(0)
+    features, queries = torch.randn(500, 64, generator=generator), torch.randn(100, 64, generator=generator)
+    labels = torch.randint(0, 9, (500,), generator=generator)
+    expected = knn_scores(features, labels, queries, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(knn_scores(features, labels, queries, 9), expected)
+
+
 def test_memory_of_neighbours_is_bounded(monkeypatch):
     """No matrix of similarities is larger than said, whatever the number of images."""
     monkeypatch.setattr(mae.evaluation, "_SIMILARITIES", 2**16)
@@ -190,6 +200,8 @@ def test_run_knn(pretrained, tmp_path):
         (["--model_name_or_path", "MODEL", "--layer", 9], "--layer 9: this encoder has 3 blocks, 0 to 3 or -3 to -1"),
         (["--model_name_or_path", "MODEL", "--pooling", "max"], "--pooling max: wanted is cls or mean"),
         (["--model_name_or_path", "MODEL", "--num_neighbours", 0], "--num_neighbours 0 must be at least 1"),
+        (["--model_name_or_path", "MODEL", "--dataloader_num_workers", -1], "--dataloader_num_workers -1 must not be"),
+        (["--model_name_or_path", "MODEL", "--output_file", "no/where.json"], "lies in no folder that is there"),
         (["--model_name_or_path", "MODEL", "--temperature", 0], "--temperature 0.0 must be positive"),
         (["--model_name_or_path", "MODEL", "--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder"),
     ],
@@ -200,13 +212,22 @@ def test_mistakes(arguments, message, pretrained):
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
 
 
+def lines_of(output_dir):
+    return metrics_of((output_dir / "evaluations.jsonl").read_text().splitlines())
+
+
+def evaluated(output_dir, *arguments):
+    train(output_dir, *arguments)
+    return lines_of(output_dir)
+
+
 def test_neighbours_while_pre_training(data, tmp_path, parquet_folder):
     """Logged and drawn, what run_knn says of the final model, and without a trace in what is trained."""
     flags = ["--dataset_name", EMOJI, *data[2:], "--max_steps", 12, "--eval_steps", 5]
     plain = train(tmp_path / "plain", *flags)
     watched = train(tmp_path / "watched", *flags, "--knn_epochs", 8 / 1716 * 4)  # four steps
     assert exact(plain) == exact(watched)
-    lines = metrics_of((tmp_path / "watched" / "evaluations.jsonl").read_text().splitlines())
+    lines = lines_of(tmp_path / "watched")
     assert [line["step"] for line in lines if "eval_knn_accuracy" in line] == [4, 8, 12]
     assert [line["step"] for line in lines if "eval_loss" in line] == [5, 10, 12]
     pictures = [Image.open(tmp_path / name / "loss_curve.png").size for name in ("plain", "watched")]
@@ -215,6 +236,11 @@ def test_neighbours_while_pre_training(data, tmp_path, parquet_folder):
     assert f"| Accuracy of 20 nearest neighbours, held-out images | {lines[-1]['eval_knn_accuracy']:.1%} |" in card
     done = start("--model_name_or_path", tmp_path / "watched", "--pooling", "cls", script=KNN)
     assert f"accuracy {lines[-1]['eval_knn_accuracy']:.4g}," in done.stdout, done.stderr
+    # Held-out images of the training ones, which are then no neighbours.
+    alone = ["--dataset_name", next(EMOJI.glob("test-*.parquet")), *data[2:], "--max_steps", 4]
+    for number, more in enumerate(([], ["--train_val_split", 0.3])):
+        lines = evaluated(tmp_path / f"split{number}", *alone, "--knn_epochs", 1, *more)
+        assert 0 <= lines[-1]["eval_knn_accuracy"] <= 1
     done = start("--output_dir", tmp_path / "none", *data, "--knn_epochs", 1)
     assert done.returncode == 2 and "has no column of labels" in done.stderr
     assert metrics(tmp_path / "plain")

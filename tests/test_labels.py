@@ -1,6 +1,7 @@
 """Labels: what is read of folders and columns, what is refused, and how splits are drawn."""
 
 import io
+import os
 import re
 
 import datasets
@@ -13,8 +14,8 @@ from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
 from mae.errors import UserError
-from mae.labels import Labels, draw_rows, has_labels, hold_out_labelled, read_labels, select
-from mae.sources import open_dataset, open_folder, row_origins
+from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
+from mae.sources import hold_out, open_dataset, open_folder, row_origins
 
 
 def png(value):
@@ -61,7 +62,8 @@ def test_columns(column, feature, names, expected, streaming, tmp_path):
     if not streaming:
         source = open_dataset(str(tmp_path / "train.parquet"), streaming=False)[0]
     labels = read_labels(source, "--dataset_name x")
-    assert labels.names == names and has_labels(source)
+    assert labels.names == names
+    check_classes(labels, "WHAT")
     if isinstance(expected, str):
         expected = [[int(digit) for digit in word] for word in expected.split()]
         assert labels.is_multi_label and labels.problem_type == "multi_label_classification"
@@ -99,18 +101,59 @@ def test_what_is_refused(tmp_path):
             read_labels(write(path, column, feature), "WHAT", names=names, **arguments)
 
     classes = ClassLabel(names=NAMES)
-    refuse([0, None, 1, None], classes, r"WHAT: 2 images have no label \(label is null\): .* row 1, .* row 3")
-    refuse([0] + [-1] * 7, classes, r"WHAT: 7 images have no label \(label is -1\): .* row 5 and 2 more")
-    refuse([[0], None], List(classes), "WHAT: 1 images have no label")
+    refuse([0, None, 1, None], classes, r"WHAT: 2 images have no usable label \(label is null\): .* row 1, .* row 3")
+    refuse([0] + [-1] * 7, classes, r"WHAT: 7 images have no usable label \(label is -1\): .* row 5 and 2 more")
+    refuse([[0], None], List(classes), "WHAT: 1 images have no usable label")
     refuse(["cat", "bear", "ant"], Value("string"), "WHAT has classes that .* has not: ant, bear", names=NAMES)
     refuse([0, 1], ClassLabel(names=["cat", "bear"]), "WHAT has classes that .* has not: bear", names=NAMES)
     refuse([["bear"]], List(Value("string")), "has not: bear", names=NAMES)
-    refuse(["cat"] * 3, Value("string"), "WHAT has a single class, cat")
+    refuse([[0, -1], [1], [-1]], List(classes), r"2 images have no usable label \(label is -1\): .* row 0, .* row 2")
+    refuse([[0, None]], List(classes), r"1 images have no usable label \(label is null\): .* row 0")
+    refuse([["a", None], ["b"]], List(Value("string")), r"1 images have no usable label \(label is null\): .* row 0")
+    refuse([0, 1, 7], classes, r"1 images have no usable label \(label is 7, of 3 classes\): .* row 2")
+    refuse([[0], [1, 7]], List(classes), r"label is 7, of 3 classes\): .* row 1")
+    for column, feature, message in (
+        (["cat"] * 3, Value("string"), "WHAT has a single class, cat"),
+        ([[], []], List(Value("string")), "WHAT has no class at all"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_classes(read_labels(write(path, column, feature), "WHAT"), "WHAT")
     refuse([0.5, 1.5], Value("float32"), "holds float32: wanted are class numbers, words")
     refuse([0, 1], classes, "there is no such column. Columns: image, label", label_column_name="labels")
     with pytest.raises(UserError, match="WHAT has no column of labels: name one with --label_column_name. Col"):
         read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT")
     assert read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT", "number").names == ["1", "2"]
+
+
+def test_files_of_other_types(tmp_path):
+    """Those of one data set need not agree; words where numbers should be are refused."""
+    features = Features({"image": datasets.Image(), "label": ClassLabel(names=NAMES)})
+    for number, values in enumerate((pa.array([0, 1], pa.int64()), pa.array([2, 1], pa.int32()))):
+        images = pa.array([{"bytes": png(1), "path": None}] * 2, features.arrow_schema.field("image").type)
+        table = pa.table({"image": images, "label": values}).replace_schema_metadata(features.arrow_schema.metadata)
+        pq.write_table(table, tmp_path / f"train-{number}.parquet")
+    assert read_labels(open_dataset(str(tmp_path))[0], "WHAT").values.tolist() == [0, 1, 2, 1]
+    table = table.set_column(1, "label", pa.array(["cat", "dog"]))
+    pq.write_table(table, tmp_path / "train-1.parquet")
+    with pytest.raises(UserError, match="train-1.parquet: column label holds string, not int64"):
+        read_labels(open_dataset(str(tmp_path))[0], "WHAT")
+
+
+def test_folders_that_are_not_utf8(tmp_path, emoji_bytes):
+    for name in (b"caf\xe9", b"tea"):
+        folder = os.fsencode(tmp_path) + b"/" + name
+        os.mkdir(folder)
+        with open(folder + b"/1.png", "wb") as file:
+            file.write(emoji_bytes[0])
+    labels = read_labels(open_folder(str(tmp_path), "--train_dir"), "WHAT")
+    assert labels.names == ["caf\\udce9", "tea"] and all(name.encode() for name in labels.names)
+
+
+def test_labels_of_parts(tmp_path):
+    source = write(tmp_path / "train.parquet", [0, 1, 2] * 8, ClassLabel(names=NAMES), row_group_size=5)
+    for part in hold_out(source, 0.3, 1):
+        values = grey_values(part)
+        assert read_labels(part, "WHAT").values.tolist() == [value % 3 for value in values] and values
 
 
 def test_names_of_training_count(tmp_path):

@@ -14,7 +14,13 @@ from conftest import ROOT
 from PIL import Image
 
 from configuration_mae import MAEConfig
-from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.arguments import (
+    ClassificationArguments,
+    ClassificationRecipe,
+    PreTrainingArguments,
+    PreTrainingRecipe,
+    parse_arguments,
+)
 from mae.building import build_model, read_checkpoint
 from modeling_mae import MAEForPreTraining
 
@@ -114,17 +120,24 @@ def test_recipes(recipe):
     for word in ("Hardware", "Time", "Expect"):
         assert re.search(rf"^# {word} +\S", text, re.MULTILINE), word
     assert recipe.stem == "emoji" or f"examples/recipes/{recipe.name}" in command
+    classifies = "run_image_classification.py" in command
+    kinds = (
+        (ClassificationRecipe, ClassificationArguments) if classifies else (PreTrainingRecipe, PreTrainingArguments)
+    )
     for more in ([], ["--num_train_epochs", "1600"]):
-        flags, run = parse_arguments(
-            PreTrainingRecipe, RunArguments, description="", argv=["--recipe", str(recipe), *more]
-        )
+        if classifies:
+            more = [*more, "--model_name_or_path", "outputs/model"]
+        flags, run = parse_arguments(*kinds, description="", argv=["--recipe", str(recipe), *more])
+    processes = int((re.search(r"--num_processes (\d+)", command) or [0, 1])[1])
+    batch = processes * run.per_device_train_batch_size * run.gradient_accumulation_steps
+    assert flags.lanes % processes == 0
+    if classifies:
+        flags.resolve(MAEConfig())
+        assert batch == {"finetune_imagenet": 1024, "linear_imagenet": 16384}.get(recipe.stem, 64)
+        return
     with torch.device("meta"):
         model, _ = build_model(flags, read_checkpoint(flags))
     assert model.num_parameters() > 10**6
-    processes = int((re.search(r"--num_processes (\d+)", command) or [0, 1])[1])
-    batch = processes * run.per_device_train_batch_size * run.gradient_accumulation_steps
     stated = re.search(r"base_learning_rate: .*times ([\d,]+) / 256", text)
-    if recipe.stem == "emoji":
-        assert batch == 32
-    else:
-        assert batch == int(stated[1].replace(",", "")) and flags.lanes % processes == 0
+    if flags.learning_rate is None and recipe.stem != "emoji":
+        assert batch == int(stated[1].replace(",", ""))
