@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from conftest import ROOT
+from conftest import EMOJI, ROOT
 from runs import ENVIRONMENT, SCRIPT, metrics, train
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -54,7 +54,8 @@ def test_configurations_for_accelerate(path):
 
 def test_fsdp2(data, tmp_path):
     """Weights, gradients, moments and average in pieces: the same numbers, and checkpoints for one process too."""
-    arguments = [*data, "--ema_decay", 0.9, "--max_grad_norm", 0.5, "--eval_steps", 12, "--learning_rate", 0.01]
+    labelled = ["--dataset_name", next(EMOJI.glob("test-*.parquet")), *data[2:], "--knn_epochs", 0.25]
+    arguments = [*labelled, "--ema_decay", 0.9, "--max_grad_norm", 0.5, "--eval_steps", 12, "--learning_rate", 0.01]
     whole = train(tmp_path / "whole", *arguments)
     sharded = tmp_path / "sharded"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -72,6 +73,7 @@ def test_fsdp2(data, tmp_path):
         assert [line[name] for line in lines] == pytest.approx([line[name] for line in whole], rel=1e-5)
     results = [json.loads((path / "train_results.json").read_text()) for path in (sharded, tmp_path / "whole")]
     assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-5)
+    assert results[0]["eval_knn_accuracy"] == pytest.approx(results[1]["eval_knn_accuracy"], abs=0.1)  # 3 of 32
 
     # What it leaves is no different, its code too.
     checkpoints = [tmp_path / name / "checkpoint-20" for name in ("sharded", "whole")]
