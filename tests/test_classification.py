@@ -20,6 +20,7 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from PIL import Image
 from runs import exact, metrics, metrics_of, run, start
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
 
@@ -246,6 +247,16 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     done = classify(again, *arguments)
     assert "already finished" in done.stdout
+
+
+def test_the_recipe_makes_the_run_again(finetuned, tmp_path):
+    output_dir, _ = finetuned
+    classify(tmp_path / "run", "--recipe", output_dir / "recipe.yaml", "--report_to", "tensorboard")
+    assert exact(metrics(tmp_path / "run")) == exact(metrics(output_dir))
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "mae"))
+    events.Reload()
+    logged = [(event.step, event.value) for event in events.Scalars("eval/accuracy")]
+    assert logged == [(line["step"], pytest.approx(line["eval_accuracy"])) for line in evaluations(output_dir)]
 
 
 def test_two_processes_evaluate_as_one(flags, tmp_path):
