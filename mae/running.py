@@ -17,7 +17,7 @@ from mae.hub import Publisher, end_process, open_repository
 from mae.interruption import EXIT_CODE
 from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
 from mae.launching import describe_environment, say
-from mae.sources import Source, open_dataset, open_folder
+from mae.sources import Kept, Source, open_dataset, open_folder
 from mae.training import Training
 
 
@@ -77,7 +77,8 @@ def open_labelled(
         other = "--validation_dir" if data.train_dir is not None else "a data set with a validation split"
         raise UserError(f"There are no held-out images to evaluate on: --train_val_split 0.1, or {other}.")
     if data.max_train_samples is not None and data.max_train_samples < len(train[1].values):
-        train = select(*train, draw_rows(train[1], data.max_train_samples, data.seed, "training samples"))
+        some, labels = select(*train, draw_rows(train[1], data.max_train_samples, data.seed, "training samples"))
+        train = Kept(some), labels
     if max_eval_samples is not None and max_eval_samples < len(held[1].values):
         held = select(*held, draw_rows(held[1], max_eval_samples, 0, "held-out samples"))
     return train, held

@@ -345,6 +345,36 @@ class Part:
         return self.source.origin(group, int(self.rows(group)[row]))
 
 
+class Kept:
+    """
+    A few rows of a large source, which are read once: the images stay in memory as they are encoded, up to
+    `max_bytes`. Otherwise each epoch would read what lies between them again.
+    """
+
+    def __init__(self, source: Source, max_bytes: int = 2**30):
+        self.source = source
+        self.group_sizes = source.group_sizes
+        self.fingerprint = source.fingerprint
+        self.revision = source.revision
+        self.num_readers = source.num_readers
+        self.note = source.note
+        self.features = source.features
+        self.origin = source.origin
+        self.room = max_bytes
+        self.images: dict[int, list[bytes | str]] = {}
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        images = self.images.get(group)
+        if images is None:
+            images = list(self.source.read(group, 0))
+            size = sum(map(len, images))
+            # Half a group is an error of its reader's, which asks again.
+            if size <= self.room and len(images) == self.group_sizes[group]:
+                self.room -= size
+                self.images[group] = images
+        yield from images[first_row:]
+
+
 def hold_out(source: Source, share: float, seed: int) -> tuple[Source, Source]:
     """
     A source in two parts, the second of about `share` of the rows: drawn within each group, so that a part is read as

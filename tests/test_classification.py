@@ -249,6 +249,20 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
     assert "already finished" in done.stdout
 
 
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_a_probe_resumes_exactly(augmentation, flags, tmp_path):
+    """With the momentum of LARS and the batch norm's statistics."""
+    arguments = [*flags, "--protocol", "linear", "--augmentation", augmentation]
+    classify(tmp_path / "whole", *arguments)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    (tmp_path / "again" / "train_results.json").unlink()
+    shutil.rmtree(tmp_path / "again" / "checkpoint-12")
+    assert "Going on after step 10." in classify(tmp_path / "again", *arguments).stdout
+    assert exact(metrics(tmp_path / "again")) == exact(metrics(tmp_path / "whole"))
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again")]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_the_recipe_makes_the_run_again(finetuned, tmp_path):
     output_dir, _ = finetuned
     classify(tmp_path / "run", "--recipe", output_dir / "recipe.yaml", "--report_to", "tensorboard")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mae.errors import UserError
 from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
-from mae.sources import hold_out, open_dataset, open_folder, row_origins
+from mae.sources import Kept, hold_out, open_dataset, open_folder, row_origins
 
 
 def png(value):
@@ -147,6 +147,21 @@ def test_folders_that_are_not_utf8(tmp_path, emoji_bytes):
             file.write(emoji_bytes[0])
     labels = read_labels(open_folder(str(tmp_path), "--train_dir"), "WHAT")
     assert labels.names == ["caf\\udce9", "tea"] and all(name.encode() for name in labels.names)
+
+
+def test_few_rows_are_read_once(tmp_path):
+    source = write(tmp_path / "train.parquet", [0, 1] * 20, ClassLabel(names=["even", "odd"]), row_group_size=7)
+    some, _ = select(source, read_labels(source, "WHAT"), np.array([0, 3, 5, 20, 39]))
+    reads, read = [], some.read
+    some.read = lambda group, row: reads.append(group) or read(group, row)
+    kept = Kept(some, max_bytes=10**6)
+    assert grey_values(kept) == grey_values(kept) == [0, 3, 5, 20, 39] and reads == [0, 2, 5]
+    group = next(group for group, size in enumerate(kept.group_sizes) if size == 3)
+    assert len(list(kept.read(group, 2))) == 1 and kept.origin(group, 2)[1] == 5
+    # Without room for them they are read again.
+    reads.clear()
+    kept = Kept(some, max_bytes=0)
+    assert grey_values(kept) == grey_values(kept) == [0, 3, 5, 20, 39] and reads == [0, 2, 5] * 2
 
 
 def test_labels_of_parts(tmp_path):
