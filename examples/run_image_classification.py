@@ -20,19 +20,17 @@ import json
 import shlex
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
 from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments
 from mae.building import choose_statistics, find_num_channels, read_checkpoint
-from mae.cards import Facts, classification_card
+from mae.cards import classification_card
 from mae.checkpointing import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
 from mae.classification import Classification, build_classifier
 from mae.evaluation import Accuracy
-from mae.launching import describe_environment, make_accelerator
-from mae.running import conduct, data_name, list_results, open_labelled, run_script, short_data_name
+from mae.launching import make_accelerator
+from mae.running import conduct, data_name, describe_length, describe_run, list_results, open_labelled, run_script
 from mae.visualization import save_curve
-from mae.weights import hub_name
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
@@ -54,45 +52,22 @@ def main() -> None:
     measured = choose_statistics(model, source, recipe, arguments)
     accuracy = Accuracy(held_out, held_out_labels, arguments.eval_steps, arguments.per_device_train_batch_size)
     training = Classification(model, source, recipe, arguments, accelerator, accuracy, labels)
-    facts = Facts(
-        config=model.config,
-        num_parameters=model.num_parameters(),
-        recipe=training.resolved_recipe,
-        environment=describe_environment(accelerator),
-        data=short_data_name(recipe),
-        dataset=recipe.dataset_name if source.revision is not None else None,
-        num_images=training.order.num_rows,
-        num_held_out=len(held_out_labels.values),
-        steps=training.num_steps,
-        epochs=training.num_epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        warmup_epochs=training.warmup_epochs,
-        base_model=hub_name(recipe.model_name_or_path) if recipe.model_revision is not None else None,
-        license=arguments.hub_license,
-    )
+    facts = describe_run(training, len(held_out_labels.values))
 
     def draw(run: RunDirectory, folder: Path, metrics: list[dict], evaluations: list[dict]) -> None:
         if metrics:
             title = f"{training.task.capitalize()}: loss"
             save_curve(metrics, evaluations, folder / CURVE_FILE, "held-out images", title, "loss")
 
-    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    notes = [
-        found,
-        measured,
-        f"{training.task.capitalize()} of {trained:,} of {model.num_parameters():,} parameters on "
-        f"{training.order.num_rows:,} images of {len(labels.names)} classes, {facts.num_held_out:,} held out: "
-        f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
-        f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding",
-    ]
+    what = (
+        f"{training.task.capitalize()} of {trained:,} of {facts.num_parameters:,} parameters on {facts.num_images:,} "
+        f"images of {len(labels.names)} classes, {facts.num_held_out:,} held out"
+    )
     conduct(
         training,
-        arguments,
-        accelerator,
         data_name(recipe, source.revision, EMOJI),
-        notes,
+        [found, measured, f"{what}: {describe_length(training)}"],
         draw,
         lambda *lines: classification_card(facts, *lines),
         summary,

@@ -17,21 +17,19 @@ import shutil
 import sys
 from pathlib import Path
 
-import torch
 from transformers.utils import logging
 
 from mae.arguments import PreTrainingArguments, PreTrainingRecipe, parse_arguments
 from mae.building import build_model, choose_statistics, read_checkpoint
-from mae.cards import Facts, pretraining_card
+from mae.cards import pretraining_card
 from mae.checkpointing import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
 from mae.data import load_images
 from mae.evaluation import Evaluator, Reconstruction, make_neighbours, picture_path
-from mae.launching import describe_environment, make_accelerator, say
+from mae.launching import make_accelerator, say
 from mae.pretraining import PreTraining
-from mae.running import conduct, data_name, list_results, open_sources, run_script, short_data_name
+from mae.running import conduct, data_name, describe_length, describe_run, list_results, open_sources, run_script
 from mae.sources import hold_out
 from mae.visualization import save_curve
-from mae.weights import hub_name
 
 
 HERE = Path(__file__).resolve().parent
@@ -72,23 +70,7 @@ def main() -> None:
     if arguments.knn_epochs is not None:
         every = max(round(arguments.knn_epochs * training.steps_per_epoch), 1)
         evaluators.append(make_neighbours(source, held_out, every, arguments, training.num_workers, recipe.seed))
-    facts = Facts(
-        config=model.config,
-        num_parameters=model.num_parameters(),
-        recipe=training.resolved_recipe,
-        environment=describe_environment(accelerator),
-        data=short_data_name(recipe),
-        dataset=recipe.dataset_name if source.revision is not None else None,
-        num_images=training.order.num_rows,
-        num_held_out=len(reconstruction.images) if held_out else None,
-        steps=training.num_steps,
-        epochs=training.num_epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        warmup_epochs=training.warmup_epochs,
-        base_model=hub_name(recipe.model_name_or_path) if recipe.model_revision is not None else None,
-        license=arguments.hub_license,
-    )
+    facts = describe_run(training, len(reconstruction.images) if held_out else None)
 
     def draw(run: RunDirectory, folder: Path, metrics: list[dict], evaluations: list[dict]) -> None:
         if metrics:
@@ -97,20 +79,11 @@ def main() -> None:
         if pictures:
             shutil.copyfile(picture_path(run, pictures[-1]), folder / RECONSTRUCTION_FILE)
 
-    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
-    notes = [
-        found,
-        measured,
-        f"Pre-training {model.num_parameters():,} parameters on {training.order.num_rows:,} images: "
-        f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
-        f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding",
-    ]
+    what = f"Pre-training {model.num_parameters():,} parameters on {facts.num_images:,} images"
     conduct(
         training,
-        arguments,
-        accelerator,
         data_name(recipe, source.revision, EMOJI),
-        notes,
+        [found, measured, f"{what}: {describe_length(training)}"],
         draw,
         lambda *lines: pretraining_card(facts, *lines),
         summary,

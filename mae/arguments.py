@@ -94,14 +94,19 @@ class DataArguments:
             raise UserError(f"--seed {self.seed} must be in [0, 2^32).")
 
 
+def _check_sides(flag: str, value: list[int] | None) -> None:
+    if value is not None and len(value) not in (1, 2):
+        raise UserError(f"--{flag} {' '.join(map(str, value))}: give a side, or height and width.")
+
+
 @dataclass
-class Recipe(DataArguments):
-    """What changes the results of any training; the defaults are the paper's of pre-training (Table 8)."""
+class CheckpointArguments(DataArguments):
+    """Which images, and which model."""
 
     model_name_or_path: str | None = field(
         default=None,
         metadata={
-            "help": "Checkpoint to go on from, of any layout: a directory, a file or a model on the Hub. Default: a "
+            "help": "Checkpoint to start from, of any layout: a directory, a file or a model on the Hub. Default: a "
             "model from scratch."
         },
     )
@@ -112,12 +117,24 @@ class Recipe(DataArguments):
         default=False,
         metadata={"help": "Read a model on the Hub that has no safetensors from its pickle; no code in it is run."},
     )
+    image_size: list[int] | None = field(
+        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.model_revision is not None and self.model_name_or_path is None:
+            raise UserError("--model_revision goes with --model_name_or_path.")
+        _check_sides("image_size", self.image_size)
+
+
+@dataclass
+class Recipe(CheckpointArguments):
+    """What changes the results of any training; the defaults are the paper's of pre-training (Table 8)."""
+
     model_size: str | None = field(
         default=None,
         metadata={"help": "tiny, small, base, large or huge. Default: base, where there is no checkpoint."},
-    )
-    image_size: list[int] | None = field(
-        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
     )
     patch_size: list[int] | None = field(
         default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
@@ -171,12 +188,7 @@ class Recipe(DataArguments):
 
     def check(self) -> None:
         super().check()
-        if self.model_revision is not None and self.model_name_or_path is None:
-            raise UserError("--model_revision goes with --model_name_or_path.")
-        for name in ("image_size", "patch_size"):
-            value = getattr(self, name)
-            if value is not None and len(value) not in (1, 2):
-                raise UserError(f"--{name} {' '.join(map(str, value))}: give a side, or height and width.")
+        _check_sides("patch_size", self.patch_size)
         if (self.image_mean is None) != (self.image_std is None) and self.image_mean != ["auto"]:
             raise UserError("--image_mean and --image_std go together: give both, or --image_mean auto alone.")
         if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
@@ -522,20 +534,9 @@ class ClassificationArguments(RunArguments):
 
 
 @dataclass
-class FeatureArguments(DataArguments):
+class FeatureArguments(CheckpointArguments):
     """An encoder, images, and what of the encoder is taken."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The model, of any layout: a directory, a file or a model on the Hub."}
-    )
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of a model on the Hub."})
-    allow_pickle: bool = field(
-        default=False,
-        metadata={"help": "Read a model on the Hub that has no safetensors from its pickle; no code in it is run."},
-    )
-    image_size: list[int] | None = field(
-        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
-    )
     pooling: str | None = field(
         default=None, metadata={"help": "cls token, or mean of the patch tokens. Default: the model's."}
     )

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from accelerate import Accelerator
+import torch
 
-from mae.arguments import ClassificationRecipe, DataArguments, FeatureArguments, RunArguments
-from mae.cards import CARD_FILE, write_card
+from mae.arguments import ClassificationRecipe, DataArguments, FeatureArguments
+from mae.cards import CARD_FILE, Facts, write_card
 from mae.checkpointing import METRICS_FILE, RunDirectory
 from mae.data import is_of_a_worker, lost_worker
 from mae.errors import Interrupted, RunError, UserError
@@ -19,6 +19,7 @@ from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read
 from mae.launching import describe_environment, say
 from mae.sources import Kept, Source, open_dataset, open_folder
 from mae.training import Training
+from mae.weights import hub_name
 
 
 def open_sources(
@@ -106,10 +107,40 @@ def data_name(data: DataArguments, revision: str | None, default: str | None = N
     return name if data.streaming else f"{name} --no_streaming"
 
 
+def describe_run(training: Training, num_held_out: int | None) -> Facts:
+    """What a card tells of a run."""
+    recipe, source = training.recipe, training.source
+    return Facts(
+        config=training.model.config,
+        num_parameters=training.model.num_parameters(),
+        recipe=training.resolved_recipe,
+        environment=describe_environment(training.accelerator),
+        data=short_data_name(recipe),
+        dataset=recipe.dataset_name if source.revision is not None else None,
+        num_images=training.order.num_rows,
+        num_held_out=num_held_out,
+        steps=training.num_steps,
+        epochs=training.num_epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        warmup_epochs=training.warmup_epochs,
+        base_model=hub_name(recipe.model_name_or_path) if recipe.model_revision is not None else None,
+        license=training.arguments.hub_license,
+    )
+
+
+def describe_length(training: Training) -> str:
+    """How long a run is and on what, to be printed."""
+    accelerator = training.accelerator
+    threads = f", {torch.get_num_threads()} threads each" if accelerator.device.type == "cpu" else ""
+    return (
+        f"{training.num_steps} steps of {training.batch_size} images, {training.num_epochs:.1f} epochs, on "
+        f"{accelerator.num_processes} x {accelerator.device.type}{threads}, {training.num_workers} decoding"
+    )
+
+
 def conduct(
     training: Training,
-    arguments: RunArguments,
-    accelerator: Accelerator,
     data: str,
     notes: Sequence[object],
     draw: Callable[[RunDirectory, Path, list[dict], list[dict]], None],
@@ -126,6 +157,7 @@ def conduct(
         card: The model card of a step, of these lines.
         summary: What is said of a finished run.
     """
+    arguments, accelerator = training.arguments, training.accelerator
     repository = open_repository(arguments)  # before anything is written here
     run = RunDirectory(arguments.output_dir, training.identity, arguments.overwrite_output_dir, data=data)
 

@@ -382,7 +382,7 @@ ERRORS = [
     (["--bf16", "--fp16"], "--bf16 and --fp16 exclude each other"),
     (["--fp16"], "float16 needs a GPU: use --bf16, or no mixed precision."),
     (["--train_val_split", "1"], "--train_val_split 1.0 must be between 0 and 1"),
-    (["--ema_decay", "1"], "--ema_decay 1.0 must be between 0 and 1"),
+    (["--ema_decay", "1"], "--ema_decay 1.0 must be in [0, 1)"),
     (["--report_to", "comet_ml"], "--report_to comet_ml: wanted are tensorboard, trackio, wandb or none"),
     (["--eval_steps", "0"], "--eval_steps 0 must be at least 1"),
     (["--max_steps", "0"], "--max_steps 0 must be positive, or -1 for --num_train_epochs"),
