@@ -31,6 +31,7 @@ from mae.data import LabelledExamples, normalize
 from mae.evaluation import Accuracy
 from mae.exporting import save_checkpoint
 from mae.inference import map_images
+from mae.labels import read_labels
 from mae.sources import open_dataset
 from mae.streaming import Sample
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
@@ -291,15 +292,29 @@ def test_two_processes_evaluate_as_one(flags, tmp_path):
         assert first == second
 
 
-def test_two_processes_probe_as_one(flags, tmp_path):
-    """Without batch norm's own batches in the way: the features, and the evaluation of what starts from them."""
-    arguments = [*flags, "--max_steps", 1, "--protocol", "linear"]
+@pytest.mark.parametrize("augmentation", ["none", "crop"])
+def test_two_processes_report_the_saved_probe(augmentation, flags, labelled, tmp_path):
+    """Each has seen other batches; what counts, and is saved, is the first one's statistics of them."""
+    arguments = [*flags, "--protocol", "linear", "--augmentation", augmentation]
     classify(tmp_path / "one", *arguments)
     arguments[arguments.index("--per_device_train_batch_size") + 1] = 4
     done = run("--output_dir", tmp_path / "two", *arguments, processes=2, script=SCRIPT)
     assert done.returncode == 0, done.stderr
-    lines = [metrics(tmp_path / name)[0] for name in ("one", "two")]
-    assert lines[0]["samples_digest"] == lines[1]["samples_digest"]
+    digests = [[line["samples_digest"] for line in metrics(tmp_path / name)] for name in ("one", "two")]
+    assert digests[0] == digests[1] and len(set(digests[0])) == 12
+    _, source = open_dataset(str(labelled))
+    labels = torch.from_numpy(read_labels(source, "WHAT").values)
+    for name in ("one", "two"):
+        model = MAEForImageClassification.from_pretrained(tmp_path / name).eval()
+        mapped = map_images(
+            lambda pixel_values, rows, model=model: {"logits": model(pixel_values).logits},
+            source,
+            model.config,
+            torch.device("cpu"),
+            batch_size=16,
+        )
+        loss = torch.nn.functional.cross_entropy(mapped.outputs["logits"], labels).item()
+        assert evaluations(tmp_path / name)[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_several_labels(tmp_path, pretrained, emoji):
