@@ -19,7 +19,7 @@ from datasets import Image as ImageFeature
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from PIL import Image
 from runs import exact, metrics, metrics_of, run, start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
@@ -250,10 +250,17 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
     assert "already finished" in done.stdout
 
 
-@pytest.mark.parametrize("augmentation", ["none", "crop"])
-def test_a_probe_resumes_exactly(augmentation, flags, tmp_path):
-    """With the momentum of LARS and the batch norm's statistics."""
-    arguments = [*flags, "--protocol", "linear", "--augmentation", augmentation]
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--protocol", "linear"],
+        ["--protocol", "linear", "--augmentation", "crop"],
+        ["--protocol", "partial", "--num_trainable_blocks", 1, "--drop_path_rate", 0],
+    ],
+)
+def test_other_protocols_resume_exactly(more, flags, tmp_path):
+    """With the momentum of LARS and the batch norm's statistics; with mixup that no drop path has seeded."""
+    arguments = [*flags, *more]
     classify(tmp_path / "whole", *arguments)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     (tmp_path / "again" / "train_results.json").unlink()
@@ -503,7 +510,7 @@ def test_images_of_several_channels(tmp_path):
 
 
 def test_the_cache_knows_the_encoder(flags, tmp_path, pretrained):
-    """The same weights with other heads compute other features."""
+    """Other weights compute other features, and so do the same weights with other heads."""
     config = json.loads((pretrained / "config.json").read_text())
     shutil.copytree(pretrained, tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
@@ -511,8 +518,11 @@ def test_the_cache_knows_the_encoder(flags, tmp_path, pretrained):
     classify(tmp_path / "one", *arguments)
     arguments[arguments.index("--model_name_or_path") + 1] = tmp_path / "other"
     classify(tmp_path / "two", *arguments)
-    losses = [metrics(tmp_path / name)[-1]["loss"] for name in ("one", "two")]
-    assert losses[0] != losses[1]
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    weights = load_file(pretrained / "model.safetensors")
+    save_file(weights | {"mae.cls_token": weights["mae.cls_token"] + 1}, tmp_path / "other" / "model.safetensors")
+    classify(tmp_path / "three", *arguments)
+    assert len({metrics(tmp_path / name)[-1]["loss"] for name in ("one", "two", "three")}) == 3
 
 
 def test_short_runs_warm_up_shortly(flags):
