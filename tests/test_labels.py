@@ -187,6 +187,8 @@ def test_drawn_rows_are_stratified():
         assert np.abs(shares - count * np.array([0.7, 0.2, 0.1])).max() < 1
     assert draw_rows(labels, 50, 1, "what").tolist() == draw_rows(labels, 50, 1, "what").tolist()
     assert draw_rows(labels, 50, 2, "what").tolist() != draw_rows(labels, 50, 1, "what").tolist()
+    equal = Labels(np.arange(100) % 10, [str(number) for number in range(10)])
+    assert sorted(np.bincount(equal.values[draw_rows(equal, 55, 1, "what")])) == [5] * 5 + [6] * 5
     several = Labels(np.eye(3, dtype=np.uint8)[labels.values], NAMES)
     assert len(set(draw_rows(several, 50, 1, "what").tolist())) == 50
 
