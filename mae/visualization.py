@@ -70,7 +70,7 @@ def save_curve(
         for color, (name, points) in zip(("tab:orange", "tab:green"), scores.items()):
             axis.plot(*points, color=color, marker="o", markersize=4, label=f"{name}, {label}")
         axis.set(ylabel="score")
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.08 * max(max(values) for _, values in scores.values()) or 1)
         axis.yaxis.set_major_formatter(PercentFormatter(1))
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, loc="lower right")
