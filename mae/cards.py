@@ -322,12 +322,14 @@ def pretraining_card(facts: Facts, step: int, metrics: list[dict], evaluations: 
     if held_out and eval_loss is not None:
         name = f"Mean squared error of removed patches ({pixels}), {held_out} held-out images"
         scores[name] = "mse", eval_loss
-    if neighbours is not None:
-        scores["Accuracy of 20 nearest neighbours, held-out images"] = "accuracy", neighbours
+    # Of training images where none are held out, which evaluates nothing.
+    whose = "held-out" if held_out else "training"
+    by_neighbours = f"Accuracy of 20 nearest neighbours, {whose} images"
+    if held_out and neighbours is not None:
+        scores[by_neighbours] = "accuracy", neighbours
     metadata = _metadata(facts, task, scores, "self-supervised-learning")
     encoder = describe_encoder(config)
     masked = f"{config.mask_ratio:.0%}"
-    whose = "held-out" if held_out else "training"
     epochs = facts.epochs * step / facts.steps
     shown = (
         f"*Of the {whose} images after {epochs:.1f} epochs: {masked} of the patches removed, what the model makes of "
@@ -356,7 +358,7 @@ def pretraining_card(facts: Facts, step: int, metrics: list[dict], evaluations: 
         kind = f"{held_out} held-out images" if held_out else "training images"
         outcome.append((f"{kind}, masks drawn once", f"{eval_loss:.4f}"))
     if neighbours is not None:
-        outcome.append(("Accuracy of 20 nearest neighbours, held-out images", f"{neighbours:.1%}"))
+        outcome.append((by_neighbours, f"{neighbours:.1%}"))
     limitations = [
         f"The model has seen {facts.data} and nothing else"
         + (f", after {facts.base_model}" if facts.base_model else "")

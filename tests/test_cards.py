@@ -34,7 +34,7 @@ ENVIRONMENT = {
 }
 
 
-def make_card(step=100, evaluated=True, recipe=RECIPE, config=None, **facts):
+def make_card(step=100, evaluated=True, recipe=RECIPE, config=None, neighbours=None, **facts):
     values = {
         "config": config or make_config(),
         "num_parameters": 12345,
@@ -57,6 +57,8 @@ def make_card(step=100, evaluated=True, recipe=RECIPE, config=None, **facts):
         {"step": 100, "loss": 0.5, "images_per_second": 640},
     ]
     evaluations = [{"step": 100, "eval_loss": 0.4567}] if evaluated else []
+    if neighbours is not None:  # a turn of their own
+        evaluations.append({"step": 100, "eval_knn_accuracy": neighbours})
     return pretraining_card(Facts(**values | facts), step, metrics, evaluations)
 
 
@@ -144,6 +146,15 @@ def test_what_it_says():
     assert "mean and contrast of each removed patch are the true ones" in normalised
     assert "No images were held out" in make_card(num_held_out=None)
     assert "reconstruction.png" not in make_card(evaluated=False)
+
+
+def test_neighbours_are_told():
+    card = make_card(neighbours=0.4321)
+    assert "| Accuracy of 20 nearest neighbours, held-out images | 43.2% |" in card and "| 0.4567 |" in card
+    (result,) = metadata(card)["model-index"][0]["results"]
+    assert [metric["value"] for metric in result["metrics"]] == [0.4567, 0.4321]
+    card = make_card(neighbours=0.4321, num_held_out=None)
+    assert "nearest neighbours, training images" in card and "model-index" not in metadata(card)
 
 
 def test_training_time_is_that_of_all_starts():
