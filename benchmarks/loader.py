@@ -4,7 +4,8 @@ Decoding and augmentation of photographs against the official code's transform, 
     python -m benchmarks.loader --images DIR [--rounds 5] [--limit 200] [--json]
 
 Official: Pillow, RandomResizedCrop(0.2, 1) bicubic, flip, ToTensor, Normalize, as in its main_pretrain.py. Ours: what
-the trainer's workers do, `mae.data.Decode`, seeding, mask and digest included; normalisation is the device's. The
+the trainer's workers do, `mae.data.loader.Decode`,
+seeding, mask and digest included; normalisation is the device's. The
 rows alternate in one process; images per second are medians over the rounds, the ratio is the median of the rounds'
 own. `--json` prints one line of JSON instead of the table.
 """
@@ -25,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from configuration_mae import MAEConfig
-from mae.data import Decode, Sample, SampleStream, make_loader
-from mae.decoding import decode_image
-from mae.errors import UserError
-from mae.order import SampleOrder
-from mae.sources import open_folder
+from mae.data.decoding import decode_image
+from mae.data.loader import Decode, Sample, SampleStream, make_loader
+from mae.data.order import SampleOrder
+from mae.data.sources import open_folder
+from mae.utils.errors import UserError
 
 
 CONFIG = MAEConfig()

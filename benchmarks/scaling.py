@@ -10,7 +10,7 @@ import argparse
 import torch
 
 from configuration_mae import MAEConfig
-from mae.throughput import forward_flops, training_flops
+from mae.training.flops import forward_flops, training_flops
 from modeling_mae import MAEForPreTraining
 
 

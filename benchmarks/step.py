@@ -18,7 +18,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from configuration_mae import MAEConfig
-from mae.optimization import make_optimizer
+from mae.training.optimization import make_optimizer
 from modeling_mae import MAEForPreTraining
 
 

@@ -30,9 +30,9 @@ def main() -> None:
     import numpy as np
     from huggingface_hub.utils import disable_progress_bars
 
-    from mae.order import SampleOrder
-    from mae.sources import open_dataset
-    from mae.streaming import SampleStream
+    from mae.data.order import SampleOrder
+    from mae.data.sources import open_dataset
+    from mae.data.stream import SampleStream
 
     disable_progress_bars()
     generator = np.random.default_rng(0)

@@ -5,7 +5,8 @@ Converts Masked Autoencoder checkpoints between this model, the official code, t
     python examples/convert_checkpoint.py --input facebook/vit-mae-base --output outputs/vit_base
     python examples/convert_checkpoint.py --input outputs/run_mae --output outputs/for_timm --to timm
 
-Nothing has to be converted in order to be trained or loaded: `--model_name_or_path` and `mae.loading.load_checkpoint`
+Nothing has to be converted in order to be trained or loaded: `--model_name_or_path` and
+`mae.conversion.loading.load_checkpoint`
 take every layout. Exit code 2 for what cannot be converted, told in one line; the output is then not touched.
 """
 
@@ -22,14 +23,14 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from configuration_mae import MAEConfig, to_pair
-from mae.arguments import parse_arguments, parse_overrides
-from mae.cards import converted_card, write_card
-from mae.comparison import compare_forward
-from mae.conversion import LAYOUTS, describe_mapping, spelling_of
-from mae.errors import UserError, first_line
-from mae.exporting import check_expressible, fold_head_norm, lost_in, our_state, save_checkpoint
-from mae.loading import Found, build, make_plan, summarise
-from mae.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
+from mae.arguments.recipes import parse_arguments, parse_overrides
+from mae.conversion.comparison import compare_forward
+from mae.conversion.layouts import LAYOUTS, describe_mapping, spelling_of
+from mae.conversion.loading import Found, build, make_plan, summarise
+from mae.conversion.saving import check_expressible, fold_head_norm, lost_in, our_state, save_checkpoint
+from mae.conversion.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
+from mae.hub.cards import converted_card, write_card
+from mae.utils.errors import UserError, first_line
 from modeling_mae import MAEPreTrainedModel
 
 

@@ -19,14 +19,14 @@ import torch
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from mae.arguments import FeatureArguments, parse_arguments
-from mae.checkpointing import UNFINISHED
-from mae.errors import UserError
-from mae.evaluation import origin_columns
-from mae.features import compute_features, load_encoder
-from mae.labels import read_labels
-from mae.launching import make_accelerator, say
-from mae.running import open_sources, run_script
+from mae.arguments.recipes import FeatureArguments, parse_arguments
+from mae.cli.run import open_sources, run_script
+from mae.data.labels import read_labels
+from mae.evaluation.accuracy import origin_columns
+from mae.evaluation.features import compute_features, load_encoder
+from mae.training.accelerator import make_accelerator, say
+from mae.training.run_directory import UNFINISHED
+from mae.utils.errors import UserError
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")

@@ -22,15 +22,15 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments
-from mae.building import choose_statistics, find_num_channels, read_checkpoint
-from mae.cards import classification_card
-from mae.checkpointing import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
-from mae.classification import Classification, build_classifier
-from mae.evaluation import Accuracy
-from mae.launching import make_accelerator
-from mae.running import conduct, data_name, describe_length, describe_run, list_results, open_labelled, run_script
-from mae.visualization import save_curve
+from mae.arguments.recipes import ClassificationArguments, ClassificationRecipe, parse_arguments
+from mae.cli.model import choose_statistics, find_num_channels, read_checkpoint
+from mae.cli.run import conduct, data_name, describe_length, describe_run, list_results, open_labelled, run_script
+from mae.evaluation.accuracy import Accuracy
+from mae.evaluation.visualization import save_curve
+from mae.hub.cards import classification_card
+from mae.training.accelerator import make_accelerator
+from mae.training.classification import Classification, build_classifier
+from mae.training.run_directory import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")

@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from mae.arguments import FeatureArguments, parse_arguments
-from mae.checkpointing import write_json
-from mae.errors import UserError
-from mae.evaluation import knn_scores
-from mae.features import compute_features, load_encoder
-from mae.launching import make_accelerator, say
-from mae.running import open_labelled, run_script
+from mae.arguments.recipes import FeatureArguments, parse_arguments
+from mae.cli.run import open_labelled, run_script
+from mae.evaluation.accuracy import knn_scores
+from mae.evaluation.features import compute_features, load_encoder
+from mae.training.accelerator import make_accelerator, say
+from mae.training.run_directory import write_json
+from mae.utils.errors import UserError
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")

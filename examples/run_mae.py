@@ -19,17 +19,17 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from mae.arguments import PreTrainingArguments, PreTrainingRecipe, parse_arguments
-from mae.building import build_model, choose_statistics, read_checkpoint
-from mae.cards import pretraining_card
-from mae.checkpointing import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
-from mae.data import load_images
-from mae.evaluation import Evaluator, Reconstruction, make_neighbours, picture_path
-from mae.launching import make_accelerator, say
-from mae.pretraining import PreTraining
-from mae.running import conduct, data_name, describe_length, describe_run, list_results, open_sources, run_script
-from mae.sources import hold_out
-from mae.visualization import save_curve
+from mae.arguments.recipes import PreTrainingArguments, PreTrainingRecipe, parse_arguments
+from mae.cli.model import build_model, choose_statistics, read_checkpoint
+from mae.cli.run import conduct, data_name, describe_length, describe_run, list_results, open_sources, run_script
+from mae.data.loader import load_images
+from mae.data.sources import hold_out
+from mae.evaluation.accuracy import Evaluator, Reconstruction, make_neighbours, picture_path
+from mae.evaluation.visualization import save_curve
+from mae.hub.cards import pretraining_card
+from mae.training.accelerator import make_accelerator, say
+from mae.training.pretraining import PreTraining
+from mae.training.run_directory import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
 
 
 HERE = Path(__file__).resolve().parent

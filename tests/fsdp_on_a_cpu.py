@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from mae.optimization import GuardedStep
+from mae.training.optimization import GuardedStep
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,7 +59,7 @@ if __name__ == "__main__":
     take_fsdp2()
     sys.argv = sys.argv[1:]
     names = runpy.run_path(sys.argv[0], run_name="run_mae")
-    from mae.pretraining import PreTraining
+    from mae.training.pretraining import PreTraining
 
     begin = PreTraining._start
 

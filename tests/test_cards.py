@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from test_loading import make_config, make_model
 
-from mae.cards import (
+from mae.hub.cards import (
     PLACEHOLDER,
     Facts,
     converted_card,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from configuration_mae import MAEConfig
-from mae.checkpointing import RunDirectory
-from mae.errors import RunError, UserError
-from mae.optimization import AveragedWeights, make_optimizer
+from mae.training.optimization import AveragedWeights, make_optimizer
+from mae.training.run_directory import RunDirectory
+from mae.utils.errors import RunError, UserError
 from modeling_mae import MAEForPreTraining
 
 
@@ -278,7 +278,7 @@ def test_overwrite_that_is_stopped_leaves_nothing_to_resume(tmp_path, monkeypatc
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("mae.checkpointing.shutil.rmtree", killed)
+        patch.setattr("mae.training.run_directory.shutil.rmtree", killed)
         with pytest.raises(Killed):
             RunDirectory(tmp_path / "run", {"seed": 2}, overwrite=True)
     assert run.checkpoints()  # still there, and must belong to nobody

@@ -25,15 +25,15 @@ from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
-from mae.arguments import ClassificationArguments, ClassificationRecipe, parse_arguments
-from mae.classification import Classification
-from mae.data import LabelledExamples, normalize
-from mae.evaluation import Accuracy
-from mae.exporting import save_checkpoint
-from mae.inference import map_images
-from mae.labels import read_labels
-from mae.sources import open_dataset
-from mae.streaming import Sample
+from mae.arguments.recipes import ClassificationArguments, ClassificationRecipe, parse_arguments
+from mae.conversion.saving import save_checkpoint
+from mae.data.labels import read_labels
+from mae.data.loader import LabelledExamples, normalize
+from mae.data.sources import open_dataset
+from mae.data.stream import Sample
+from mae.evaluation.accuracy import Accuracy
+from mae.evaluation.inference import map_images
+from mae.training.classification import Classification
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
 
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from configuration_mae import MAEConfig
-from mae.conversion import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, fold, from_ours, to_ours
-from mae.errors import UserError
-from mae.exporting import lost_in, our_state, save_checkpoint
-from mae.loading import load_checkpoint, make_plan
-from mae.weights import Weights, read_weights
+from mae.conversion.layouts import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, fold, from_ours, to_ours
+from mae.conversion.loading import load_checkpoint, make_plan
+from mae.conversion.saving import lost_in, our_state, save_checkpoint
+from mae.conversion.weights import Weights, read_weights
+from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
 
 

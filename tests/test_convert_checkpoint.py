@@ -17,12 +17,12 @@ from test_conversion import assert_same_state, close, inputs, make_model, make_v
 from test_weights import malicious
 from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForPreTraining
 
-from mae.arguments import PreTrainingRecipe
-from mae.building import build_model, read_checkpoint
-from mae.conversion import OFFICIAL, VIT_MAE_SAVED_BY_5, from_ours
-from mae.errors import UserError
-from mae.exporting import our_state, save_checkpoint
-from mae.loading import load_checkpoint
+from mae.arguments.recipes import PreTrainingRecipe
+from mae.cli.model import build_model, read_checkpoint
+from mae.conversion.layouts import OFFICIAL, VIT_MAE_SAVED_BY_5, from_ours
+from mae.conversion.loading import load_checkpoint
+from mae.conversion.saving import our_state, save_checkpoint
+from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
 
 
@@ -264,7 +264,7 @@ def test_stopped_by_the_user(tmp_path, monkeypatch):
     def interrupted(*arguments, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mae.exporting.save_file", interrupted)
+    monkeypatch.setattr("mae.conversion.saving.save_file", interrupted)
     done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", "timm")
     assert done.returncode == 130 and done.stderr == "stopped: nothing was written\n"
     assert [path.name for path in tmp_path.iterdir()] == ["ours"]
@@ -292,7 +292,7 @@ def test_what_was_written_is_read_back(tmp_path, monkeypatch):
         tensors["blocks.1.norm1.bias"] = tensors["blocks.1.norm1.bias"] + 1e-6
         save_file(tensors, path, **kwargs)
 
-    monkeypatch.setattr("mae.exporting.save_file", save)
+    monkeypatch.setattr("mae.conversion.saving.save_file", save)
     message = error_of("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", "timm")
     assert "blocks.1.norm1.bias was not written as it is" in message
     assert not (tmp_path / "theirs").exists()

@@ -22,8 +22,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
-from mae import retries
-from mae.data import (
+from mae.data.decoding import EncodedImage, decode_image, plain_jpeg_size
+from mae.data.loader import (
     Decode,
     denormalize,
     load_images,
@@ -32,11 +32,11 @@ from mae.data import (
     normalize,
     samples_digest,
 )
-from mae.decoding import EncodedImage, decode_image, plain_jpeg_size
-from mae.errors import DataError, UserError
-from mae.order import SampleOrder
-from mae.sources import open_dataset, open_folder
-from mae.streaming import Sample, SampleStream, WindowReader
+from mae.data.order import SampleOrder
+from mae.data.sources import open_dataset, open_folder
+from mae.data.stream import Sample, SampleStream, WindowReader
+from mae.utils import retries
+from mae.utils.errors import DataError, UserError
 
 
 CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)
@@ -371,7 +371,7 @@ def test_jpeg_without_torchvisions_decoder(monkeypatch):
     turned[0x0112] = 6
     data = [encode(picture(), "JPEG", exif=turned), encode(picture("L"), "JPEG"), encode(picture("CMYK"), "JPEG")]
     expected = [decode_image(jpeg) for jpeg in data]
-    monkeypatch.setattr("mae.decoding.decode_jpeg", None)
+    monkeypatch.setattr("mae.data.decoding.decode_jpeg", None)
     for jpeg, image in zip(data[:2], expected):
         assert torch.equal(decode_image(jpeg), image)
     assert (decode_image(data[2]).int() - expected[2].int()).abs().max() <= 1  # rounding of the inks
@@ -558,7 +558,7 @@ def test_row_groups_without_bytes(tmp_path, emoji_bytes):
 
 def test_a_very_large_row_group_is_told_of(parquet_folder, monkeypatch):
     assert open_dataset(str(parquet_folder))[0].note is None
-    monkeypatch.setattr("mae.sources.LARGE_ROW_GROUP", 10_000)
+    monkeypatch.setattr("mae.data.sources.LARGE_ROW_GROUP", 10_000)
     source, _ = open_dataset(str(parquet_folder))
     assert re.match(r"Note: train-0000\d-of-00002.parquet has a row group of 0.0 GB \(16 rows\), which", source.note)
 

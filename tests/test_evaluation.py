@@ -15,10 +15,10 @@ from PIL import Image
 from runs import exact, metrics, metrics_of, start, train
 from transformers import ViTMAEForPreTraining
 
-from mae.data import load_images, normalize
-from mae.errors import UserError
-from mae.exporting import save_checkpoint
-from mae.sources import hold_out, open_dataset, open_folder
+from mae.conversion.saving import save_checkpoint
+from mae.data.loader import load_images, normalize
+from mae.data.sources import hold_out, open_dataset, open_folder
+from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining
 
 

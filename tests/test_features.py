@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
-import mae.evaluation
-from mae.evaluation import average_precision, confusion_matrix, knn_scores
+import mae.evaluation.accuracy
+from mae.evaluation.accuracy import average_precision, confusion_matrix, knn_scores
 from modeling_mae import MAEModel
 
 
@@ -38,7 +38,7 @@ def plain_knn(features, labels, queries, num_classes, k, temperature):
 )
 def test_neighbours(k, temperature, similarities, monkeypatch):
     """Also where only some of the similarities fit into memory, and with fewer images than neighbours."""
-    monkeypatch.setattr(mae.evaluation, "_SIMILARITIES", similarities)
+    monkeypatch.setattr(mae.evaluation.accuracy, "_SIMILARITIES", similarities)
     generator = torch.Generator().manual_seed(0)
     features, queries = torch.randn(60, 8, generator=generator), torch.randn(17, 8, generator=generator) * 5
     labels = torch.randint(0, 4, (60,), generator=generator)
@@ -63,7 +63,7 @@ def test_neighbours_in_half_precision():
 
 def test_memory_of_neighbours_is_bounded(monkeypatch):
     """No matrix of similarities is larger than said, whatever the number of images."""
-    monkeypatch.setattr(mae.evaluation, "_SIMILARITIES", 2**16)
+    monkeypatch.setattr(mae.evaluation.accuracy, "_SIMILARITIES", 2**16)
     sizes, topk = [], torch.Tensor.topk
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda self, *args, **kwargs: sizes.append(self.numel()) or topk(self, *args, **kwargs)

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from mae import interruption
-from mae.interruption import Interruption, StoppedWaiting
+from mae.training import interruption
+from mae.training.interruption import Interruption, StoppedWaiting
 
 
 def test_a_wait_is_left_once(monkeypatch):

@@ -13,9 +13,9 @@ from conftest import upload
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
-from mae.errors import UserError
-from mae.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
-from mae.sources import Kept, hold_out, open_dataset, open_folder, row_origins
+from mae.data.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
+from mae.data.sources import Kept, hold_out, open_dataset, open_folder, row_origins
+from mae.utils.errors import UserError
 
 
 def png(value):

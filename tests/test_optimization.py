@@ -8,7 +8,7 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from configuration_mae import MAEConfig
-from mae.optimization import (
+from mae.training.optimization import (
     LARS,
     AveragedWeights,
     GuardedStep,

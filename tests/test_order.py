@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from mae.errors import UserError
-from mae.order import SampleOrder, permutation, sample_seed
+from mae.data.order import SampleOrder, permutation, sample_seed
+from mae.utils.errors import UserError
 
 
 GROUPS = [10, 3, 0, 7, 25, 1, 54]

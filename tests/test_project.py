@@ -14,14 +14,14 @@ from conftest import ROOT
 from PIL import Image
 
 from configuration_mae import MAEConfig
-from mae.arguments import (
+from mae.arguments.recipes import (
     ClassificationArguments,
     ClassificationRecipe,
     PreTrainingArguments,
     PreTrainingRecipe,
     parse_arguments,
 )
-from mae.building import build_model, read_checkpoint
+from mae.cli.model import build_model, read_checkpoint
 from modeling_mae import MAEForPreTraining
 
 

@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from test_cards import validate
 from test_loading import AUTO_MAP, FILES, FIXTURES, make_model
 
-from mae.cards import is_generated
-from mae.checkpointing import RunDirectory
-from mae.errors import UserError
-from mae.hub import Publisher, Repository, push_to_hub, without_paths
-from mae.loading import load_checkpoint
+from mae.conversion.loading import load_checkpoint
+from mae.hub.cards import is_generated
+from mae.hub.repository import Publisher, Repository, push_to_hub, without_paths
+from mae.training.run_directory import RunDirectory
+from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
 
 
@@ -403,7 +403,7 @@ def test_no_rights(data, tmp_path, hub: Hub, monkeypatch):
 
 
 def test_a_busy_hub_is_waited_for(hub: Hub, monkeypatch, capsys):
-    monkeypatch.setattr("mae.retries.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("mae.utils.retries.FIRST_DELAY", 0.01)
     hub.fault("POST", "/api/repos/create", status=503, times=2)
     assert Repository("busy", retry_minutes=1).name == "me/busy"
     hub.fault("POST", "/api/repos/create", status=503)

@@ -29,11 +29,11 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from mae import interruption
-from mae.checkpointing import RunDirectory
-from mae.data import Decode
-from mae.evaluation import Reconstruction
-from mae.launching import make_accelerator
+from mae.data.loader import Decode
+from mae.evaluation.accuracy import Reconstruction
+from mae.training import interruption
+from mae.training.accelerator import make_accelerator
+from mae.training.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_the_loss_scale_is_restored(data, tmp_path, monkeypatch):
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
         return accelerator
 
-    monkeypatch.setattr("mae.launching.make_accelerator", make_with_scale)
+    monkeypatch.setattr("mae.training.accelerator.make_accelerator", make_with_scale)
     arguments = [*data, "--save_steps", 9, "--save_total_limit", 3]
     once = train(tmp_path / "run", *arguments)
     states = [

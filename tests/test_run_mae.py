@@ -18,9 +18,9 @@ from runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start,
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from mae.arguments import PreTrainingRecipe, RunArguments, parse_arguments
-from mae.building import build_model
-from mae.optimization import learning_rate_at
+from mae.arguments.recipes import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.cli.model import build_model
+from mae.training.optimization import learning_rate_at
 from modeling_mae import MAEForPreTraining
 
 

@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
 from configuration_mae import MAEConfig
-from mae import throughput
-from mae.optimization import AveragedWeights, GuardedStep
-from mae.pretraining import PreTraining
+from mae.training import flops as throughput
+from mae.training.optimization import AveragedWeights, GuardedStep
+from mae.training.pretraining import PreTraining
 from modeling_mae import MAEForPreTraining
 
 

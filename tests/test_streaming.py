@@ -24,12 +24,12 @@ from PIL import Image
 from runs import TINY, metrics, run, start
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
 
-from mae import retries
-from mae.data import Decode, make_loader, samples_digest
-from mae.errors import DataError, UserError
-from mae.order import SampleOrder
-from mae.sources import open_dataset, open_folder, read_footers
-from mae.streaming import SampleStream
+from mae.data.loader import Decode, make_loader, samples_digest
+from mae.data.order import SampleOrder
+from mae.data.sources import open_dataset, open_folder, read_footers
+from mae.data.stream import SampleStream
+from mae.utils import retries
+from mae.utils.errors import DataError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +164,8 @@ def test_offline(parquet_on_the_hub, tmp_path):
     """What was downloaded is there; a stream is refused at once."""
     code = """
 import sys
-from mae.errors import UserError
-from mae.sources import open_dataset
+from mae.utils.errors import UserError
+from mae.data.sources import open_dataset
 for streaming in (False, True):
     try:
         print([len(source.group_sizes) for source in open_dataset("me/emoji", streaming=streaming, retry_minutes=10)])
@@ -223,7 +223,7 @@ def test_each_process_reads_its_own_row_groups(tmp_path, hub: Hub, monkeypatch):
     source, _ = open_dataset("me/large")
     order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=64)
     hub.requests.clear()
-    monkeypatch.setattr("mae.sources.BLOCK_SIZE", 2**18)
+    monkeypatch.setattr("mae.data.sources.BLOCK_SIZE", 2**18)
     stream = SampleStream(source, order, 8, process_index=0, num_processes=2, stop=order.epoch_length)
     assert sum(len(batch) for batch in stream) == 128
     assert 2**17 < max(request.sent for request in hub.requests) <= 2**18
@@ -275,7 +275,9 @@ def test_an_index_is_kept(parquet_on_the_hub, hub: Hub, monkeypatch):
     assert not [request for request in hub.requests if request.range and "train-00001" in request.path]
 
     read = []
-    monkeypatch.setattr("mae.sources._read_footer", lambda file, minutes: read.append(file) or ("00", [[100, 10**6]]))
+    monkeypatch.setattr(
+        "mae.data.sources._read_footer", lambda file, minutes: read.append(file) or ("00", [[100, 10**6]])
+    )
     files = [f"hf://datasets/me/huge@{'0' * 40}/data/{number:05}.parquet" for number in range(10_000)]
     first, digest = read_footers(files)
     assert len(first) == 10_000 == len(read) and sum(row_group.num_rows for row_group in first) == 10**6

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, make_model, make_vit_mae
 from transformers import BertConfig, BertModel
 
-from mae.errors import UserError
-from mae.loading import load_checkpoint
-from mae.weights import read_weights
+from mae.conversion.loading import load_checkpoint
+from mae.conversion.weights import read_weights
+from mae.utils.errors import UserError
 
 
 class Malicious:
@@ -356,7 +356,7 @@ def test_pickles_of_the_hub_are_not_even_downloaded(on_the_hub, hub: Hub):
 
 def test_a_passing_fault_is_waited_out(on_the_hub, hub: Hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mae.retries.FIRST_DELAY", 0.01)
+    monkeypatch.setattr("mae.utils.retries.FIRST_DELAY", 0.01)
     hub.fault("GET", r"/cdn/", status=503, times=2)
     load_checkpoint("me/whole", revision="v1", retry_minutes=1)
     assert "503" in capsys.readouterr().err
@@ -457,8 +457,8 @@ def test_faults_of_the_hub(status, hub: Hub, tmp_path, monkeypatch):
 def test_offline_once_cached(on_the_hub):
     load_checkpoint("me/whole", revision="v1")
     code = """
-from mae.errors import UserError
-from mae.loading import load_checkpoint
+from mae.utils.errors import UserError
+from mae.conversion.loading import load_checkpoint
 
 print(load_checkpoint("me/whole", revision="v1")[1])
 try:

@@ -1,0 +1,1 @@
+"""Checkpoints in and out: official code, timm, ViTMAE and this package."""

@@ -1,0 +1,183 @@
+"""A model of ours as a checkpoint of another code, or as a complete directory of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import ViTMAEConfig
+
+from configuration_mae import MAEConfig, to_pair
+from mae.conversion.config import LABEL_FIELDS
+from mae.conversion.layouts import LAYOUTS, from_ours, names_in
+from mae.conversion.weights import CONFIG_FILE
+from mae.utils.errors import UserError, first_line
+from modeling_mae import (
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEModel,
+    MAEPreTrainedModel,
+    make_image_processor,
+)
+
+
+TORCH_FILE = "checkpoint.pth"
+
+# Settings that the other codes fix, and that change what a model computes.
+_FIXED = {
+    "official": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
+    "timm": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
+    "vit_mae": {},
+    "mae": {},
+}
+
+
+def our_state(model: MAEPreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of any of our models, named as in the larger ones."""
+    prefix = "mae." if isinstance(model, MAEModel) else ""
+    return {prefix + name: tensor for name, tensor in model.state_dict().items()}
+
+
+@torch.no_grad()
+def fold_head_norm(model: MAEPreTrainedModel) -> None:
+    """Multiplies the batch norm of a linear probe into its classifier, in place: other codes have no place for it."""
+    if not isinstance(getattr(model, "head_norm", None), nn.BatchNorm1d):
+        return
+    norm, head = model.head_norm, model.head
+    head.weight.mul_((norm.running_var + norm.eps).rsqrt())
+    head.bias.sub_(head.weight @ norm.running_mean)
+    model.head_norm = nn.Identity()
+    model.config.head_batch_norm = False
+
+
+def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
+    """A `UserError` where the code of a layout has no such model."""
+    config = model.config
+    for name, value in _FIXED[layout].items():
+        if getattr(config, name) != value:
+            raise UserError(f"The {layout} code has {name}={value!r} only; this model's is {getattr(config, name)!r}.")
+    if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
+        raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
+    encoder_without_norm = isinstance(model, MAEModel) and config.pooling == "mean"
+    if layout == "timm" and encoder_without_norm:
+        raise UserError("timm has no encoder without a last norm: convert the classifier, or load with pooling=cls.")
+    if layout == "vit_mae":
+        if isinstance(model, MAEForImageClassification) or encoder_without_norm:
+            raise UserError("ViTMAE has no classifier and no mean pooling: convert to official or timm.")
+        if not all(height == width for height, width in (to_pair(config.image_size), to_pair(config.patch_size))):
+            raise UserError(
+                f"ViTMAE takes square images and patches only, not {config.image_size} pixels in patches of "
+                f"{config.patch_size}."
+            )
+
+
+def lost_in(model: MAEPreTrainedModel, layout: str) -> list[str]:
+    """Names of tensors, and settings of training, that the code of a layout has no place for."""
+    names = our_state(model)
+    known = names_in(LAYOUTS[layout][0], names)
+    lost = [name for name in names if name not in known]
+    if isinstance(model, MAEForPreTraining) and layout == "vit_mae":
+        for name, value in (("masking", "random"), ("pooling", "cls")):
+            if getattr(model.config, name) != value:
+                lost.append(f"{name}={getattr(model.config, name)}")
+    return lost
+
+
+def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> None:
+    """
+    Writes a model into a directory, in a layout of [`LAYOUTS`].
+
+    "mae": all that `from_pretrained` and the Auto classes need. "vit_mae": for transformers' `from_pretrained`.
+    "timm": for `timm.create_model("local-dir:...")`. "official": `checkpoint.pth`, as its trainer writes; the
+    configuration is beside the weights, where the official code ignores it. What is lost is [`lost_in`]'s to say.
+
+    Raises:
+        UserError: where the other code has no such model.
+    """
+    check_expressible(model, layout)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+    if layout == "mae":
+        model.save_pretrained(folder)
+        return
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in our_state(model).items()}
+    tensors = from_ours(state, LAYOUTS[layout][0])
+    if layout == "official":
+        names = list(MAEConfig.__annotations__)
+        if isinstance(model, MAEForImageClassification):
+            names += LABEL_FIELDS
+        content = {"model": tensors, "config": {name: getattr(config, name) for name in names}}
+        try:
+            torch.save(content, folder / TORCH_FILE)
+        except RuntimeError as error:  # so torch tells of a full disk
+            raise OSError(first_line(error)) from error
+        return
+    if layout == "timm":
+        (folder / CONFIG_FILE).write_text(json.dumps(timm_config(model), indent=2) + "\n", encoding="utf-8")
+    else:
+        vit_mae_config(model).save_pretrained(folder)
+        make_image_processor(config).save_pretrained(folder)
+        if isinstance(model, MAEModel):
+            tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def vit_mae_config(model: MAEPreTrainedModel) -> ViTMAEConfig:
+    """The configuration of the same model in transformers."""
+    config = model.config
+    names = MAEConfig.__annotations__.keys() & ViTMAEConfig.__annotations__.keys()
+    fields = {name: getattr(config, name) for name in names}
+    fields |= {name: to_pair(fields[name])[0] for name in ("image_size", "patch_size")}
+    theirs = ViTMAEConfig(**fields)
+    theirs.architectures = ["ViTMAEModel" if isinstance(model, MAEModel) else "ViTMAEForPreTraining"]
+    theirs.dtype = model.dtype
+    return theirs
+
+
+def timm_arguments(model: MAEPreTrainedModel) -> dict[str, Any]:
+    """The arguments of timm's VisionTransformer for the same encoder, and classifier if there is one."""
+    config = model.config
+    has_classifier = isinstance(model, MAEForImageClassification)
+    return {
+        "img_size": to_pair(config.image_size),
+        "patch_size": to_pair(config.patch_size),
+        "in_chans": config.num_channels,
+        "embed_dim": config.hidden_size,
+        "depth": config.num_hidden_layers,
+        "num_heads": config.num_attention_heads,
+        # It takes int(width * ratio), which the exact ratio may miss by one.
+        "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
+        "qkv_bias": config.qkv_bias,
+        "global_pool": "avg" if has_classifier and config.pooling == "mean" else "token",
+        "num_classes": config.num_labels if has_classifier else 0,
+    }
+
+
+def timm_config(model: MAEPreTrainedModel) -> dict[str, Any]:
+    """timm's config.json, where every size is an argument."""
+    config, arguments = model.config, timm_arguments(model)
+    height, width = to_pair(config.image_size)
+    pretrained = {
+        "input_size": (config.num_channels, height, width),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875 if height == width <= 224 else 1.0,
+        "mean": config.image_mean or [0.0] * config.num_channels,
+        "std": config.image_std or [1.0] * config.num_channels,
+        "num_classes": arguments["num_classes"],
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    content = {
+        "architecture": "vit_base_patch16_224",  # of which only the class counts
+        "num_classes": arguments["num_classes"],
+        "num_features": config.hidden_size,
+        "global_pool": arguments["global_pool"],
+        "model_args": arguments,
+        "pretrained_cfg": pretrained,
+    }
+    if arguments["num_classes"]:
+        content["label_names"] = [config.id2label[label] for label in range(config.num_labels)]
+    return content

@@ -1,0 +1,1 @@
+"""Evaluators: reconstruction, nearest neighbours, accuracy, features, figures."""

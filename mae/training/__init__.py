@@ -1,0 +1,1 @@
+"""The training loop, its tasks, and all that they need."""

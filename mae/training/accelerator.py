@@ -1,0 +1,185 @@
+"""What a launcher started: this process's device, precision and place among the others, by Accelerate."""
+
+import os
+import platform
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from importlib import metadata
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    ProjectConfiguration,
+    broadcast_object_list,
+    is_tensorboard_available,
+    is_trackio_available,
+    is_wandb_available,
+)
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from tqdm import tqdm
+
+from mae.arguments.recipes import RunArguments
+from mae.utils.errors import RunError, UserError, first_line
+
+
+Result = TypeVar("Result")
+
+# More are not started by themselves: one process hands them their images.
+MAX_WORKERS = 16
+# In the output directory.
+LOGS_FOLDER = "logs"
+_TRACKERS = {
+    "tensorboard": is_tensorboard_available,
+    "trackio": is_trackio_available,
+    "wandb": is_wandb_available,
+}
+# Of what runs are compared by, beside the packages that this one requires.
+_PACKAGES = ("mae", "torch", "torchvision", "transformers", "accelerate", "datasets", "huggingface_hub", "safetensors")
+_PACKAGES += ("numpy", "pillow", "pyarrow")
+
+
+def make_accelerator(arguments: RunArguments) -> Accelerator:
+    """
+    Accelerate's idea of this process.
+
+    Raises:
+        UserError: where the launcher meant something else, a precision is asked for that the device does not have, or
+            a tracker that is not installed.
+    """
+    for name in arguments.trackers:
+        if name not in _TRACKERS:
+            raise UserError(f"--report_to {name}: wanted are {', '.join(_TRACKERS)} or none.")
+        if not _TRACKERS[name]():
+            raise UserError(f"--report_to {name}: it is not installed. pip install {name}")
+    timeout = InitProcessGroupKwargs(timeout=process_timeout(arguments))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
+    folders = ProjectConfiguration(arguments.output_dir, os.path.join(arguments.output_dir, LOGS_FOLDER))
+    wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if wants_fsdp and os.environ.get("FSDP_VERSION") != "2":
+        raise UserError("FSDP needs fsdp_version: 2 in Accelerate's configuration.")
+    sharding = None
+    if wants_fsdp:
+        # Weights stay float32 and autocast chooses, as with DDP. Accelerate's own policy would cast all to bfloat16,
+        # the residual stream, the noise that orders the patches and the loss too.
+        sharding = FullyShardedDataParallelPlugin(mixed_precision_policy=MixedPrecisionPolicy())
+        # Nothing of the model is changed in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    try:
+        accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None,  # else the launcher's
+            # Gradients live in what is sent, and not beside it too.
+            kwargs_handlers=[timeout, DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            log_with=arguments.trackers or None,
+            project_config=folders,
+            fsdp_plugin=sharding,
+        )
+    except ValueError as error:  # a precision that the device does not have
+        raise UserError(first_line(error)) from None
+    if accelerator.mixed_precision not in ("no", "bf16", "fp16"):
+        raise UserError(f"Mixed precision {accelerator.mixed_precision} is not supported: use --bf16, --fp16 or none.")
+    if accelerator.mixed_precision == "fp16" and accelerator.scaler is None:  # Accelerate takes fp32 without a word
+        raise UserError("float16 needs a GPU: use --bf16, or no mixed precision.")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError(
+            f"Accelerate's configuration says gradient_accumulation_steps {accelerator.gradient_accumulation_steps}: "
+            "remove it there, and pass --gradient_accumulation_steps to this script."
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    if accelerator.num_processes != world_size:
+        raise UserError(
+            f"The launcher started {world_size} processes but Accelerate sees {accelerator.num_processes}. On a CPU: "
+            f"ACCELERATE_USE_CPU=true python -m torch.distributed.run --nproc_per_node {world_size} …"
+        )
+    if accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA):
+        raise UserError(f"{accelerator.distributed_type.value} is not supported: use DDP or FSDP2.")
+    if wants_fsdp and not accelerator.is_fsdp2:  # Accelerate takes DDP without a word
+        raise UserError("FSDP needs several processes, each with a GPU of its own.")
+    # Both launchers set one thread where nobody says otherwise: on a CPU, half or less of the machine.
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or world_size > 1
+    if accelerator.device.type == "cpu" and launched and os.environ.get("OMP_NUM_THREADS") == "1":
+        torch.set_num_threads(max(count_cores(), 1))
+    return accelerator
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of all processes, on whatever machine."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def say(message: object) -> None:
+    """To standard output, by the first of all processes; Accelerate's own print has one for each machine."""
+    if is_main_process():
+        tqdm.write(str(message))
+        sys.stdout.flush()
+
+
+def process_timeout(arguments: RunArguments) -> timedelta:
+    """How long processes wait for each other: one may wait for its data."""
+    return timedelta(minutes=30 + arguments.data_retry_minutes)
+
+
+def count_cores() -> int:
+    """This process's share of the machine's cores, rounded down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def default_num_workers(device: torch.device) -> int:
+    """
+    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
+    one of them decodes.
+    """
+    return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """
+    What a function gives on the main process, to all; every process must call. So is the output directory used,
+    because the others may be on machines that do not see it. An error that ends the main process ends all.
+    """
+    result, error = None, None
+    if is_main_process():
+        try:
+            result = function()
+        except (UserError, RunError) as found:
+            error = found
+    if dist.is_initialized():
+        values = [result, error]
+        broadcast_object_list(values)
+        result, error = values
+    if error is not None:
+        error.is_told = not is_main_process()
+        raise error
+    return result
+
+
+def describe_environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions and machine, as JSON values; nothing that names a user or a host."""
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:  # run from a checkout without installing it
+            pass
+    device: dict[str, Any] = {"type": accelerator.device.type}
+    if accelerator.device.type == "cuda":
+        device |= {"name": torch.cuda.get_device_name(accelerator.device), "cuda": torch.version.cuda}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "device": device,
+        "processes": accelerator.num_processes,
+        "distributed": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+        "cores": count_cores() * int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    }

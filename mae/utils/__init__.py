@@ -1,0 +1,1 @@
+"""The ground: errors, retries, ranks, files, hashes."""
