@@ -252,6 +252,10 @@ class MAEConfig(PreTrainedConfig):
             raise ValueError(f"image_std={self.image_std!r} must be positive.")
 
 
+# The fields that this class adds to `PreTrainedConfig`, and those of `PreTrainedConfig` that come with a classifier.
+CONFIG_FIELDS = tuple(MAEConfig.__annotations__)
+LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+
 MAEConfig.register_for_auto_class()
 
 # Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.

@@ -4,7 +4,7 @@ Decoding and augmentation of photographs against the official code's transform, 
     python -m benchmarks.loader --images DIR [--rounds 5] [--limit 200] [--json]
 
 Official: Pillow, RandomResizedCrop(0.2, 1) bicubic, flip, ToTensor, Normalize, as in its main_pretrain.py. Ours: what
-the trainer's workers do, `mae.data.loader.Decode`,
+the trainer's workers do, `mae.data.transforms.PreTrainingTransform`,
 seeding, mask and digest included; normalisation is the device's. The
 rows alternate in one process; images per second are medians over the rounds, the ratio is the median of the rounds'
 own. `--json` prints one line of JSON instead of the table.
@@ -27,9 +27,11 @@ from torchvision import transforms
 
 from configuration_mae import MAEConfig
 from mae.data.decoding import decode_image
-from mae.data.loader import Decode, Sample, SampleStream, make_loader
+from mae.data.loader import make_loader
+from mae.data.opening import open_folder
 from mae.data.order import SampleOrder
-from mae.data.sources import open_folder
+from mae.data.stream import Sample, SampleStream
+from mae.data.transforms import PreTrainingTransform
 from mae.utils.errors import UserError
 
 
@@ -60,7 +62,7 @@ class OfficialDataset(Dataset):
 
 def pixel_difference(files: list[bytes]) -> float:
     """Mean difference of 8-bit pixels between ours and Pillow's crop of the same box, as the official code resizes."""
-    decode, total = Decode(CONFIG), 0.0
+    decode, total = PreTrainingTransform(CONFIG), 0.0
     for number, data in enumerate(files):
         sample = Sample(0, number, ("", number), number, data)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
@@ -91,7 +93,7 @@ def main() -> None:
     paths = [next(iter(source.read(group, 0))) for group in range(len(source.group_sizes))][: arguments.limit]
     source.names, source.group_sizes = source.names[: len(paths)], source.group_sizes[: len(paths)]
     files = [Path(path).read_bytes() for path in paths]
-    decode = Decode(CONFIG)
+    decode = PreTrainingTransform(CONFIG)
     samples = [Sample(0, number, ("", number), number, data) for number, data in enumerate(files)]
     order = SampleOrder(source.group_sizes, seed=0, lanes=1)
 
@@ -102,7 +104,9 @@ def main() -> None:
         "ours_decode": lambda: [decode_image(data) for data in files],
         "official_loader": lambda: consume(DataLoader(OfficialDataset(paths), batch_size=20)),
         "ours_loader": lambda: consume(
-            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), Decode(CONFIG))
+            make_loader(
+                SampleStream(source, order, batch_size=20, stop=order.epoch_length), PreTrainingTransform(CONFIG)
+            )
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}

@@ -81,7 +81,7 @@ def communication() -> str:
     return table(["model", "DDP", "FSDP2", *(f"DDP by {name}" for name in LINKS)], rows)
 
 
-class Kept:
+class CachedSource:
     """The tensors that a forward pass keeps for the backward one, each storage once, without the parameters."""
 
     def __init__(self, model: MAEForPreTraining):
@@ -110,7 +110,7 @@ def activations() -> str:
                 model.gradient_checkpointing_enable()
             kept = []
             for batch_size in (1, 2):
-                counter = Kept(model)
+                counter = CachedSource(model)
                 with (
                     torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor),
                     torch.autocast("cpu", torch.bfloat16),

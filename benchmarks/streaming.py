@@ -30,8 +30,8 @@ def main() -> None:
     import numpy as np
     from huggingface_hub.utils import disable_progress_bars
 
+    from mae.data.opening import open_dataset
     from mae.data.order import SampleOrder
-    from mae.data.sources import open_dataset
     from mae.data.stream import SampleStream
 
     disable_progress_bars()

@@ -20,14 +20,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from configuration_mae import MAEConfig, to_pair
-from mae.arguments.recipes import parse_arguments, parse_overrides
+from mae.arguments.overrides import parse_overrides
+from mae.cli.parser import parse_arguments
 from mae.conversion.comparison import compare_forward
-from mae.conversion.layouts import LAYOUTS, describe_mapping, spelling_of
-from mae.conversion.loading import Found, build, make_plan, summarise
-from mae.conversion.saving import check_expressible, fold_head_norm, lost_in, our_state, save_checkpoint
+from mae.conversion.layouts import LAYOUTS, spelling_of
+from mae.conversion.loading import build, make_plan
+from mae.conversion.report import LoadReport, describe_mapping, summarise
+from mae.conversion.saving import check_expressible, fold_head_norm, full_state_dict, lost_in, save_checkpoint
 from mae.conversion.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
 from mae.hub.cards import converted_card, write_card
 from mae.utils.errors import UserError, first_line
@@ -70,7 +72,7 @@ class ConversionArguments:
 
 def main() -> None:
     (arguments,) = parse_arguments(ConversionArguments, description=__doc__)
-    logging.disable_progress_bar()
+    disable_progress_bar()
     output = checked_output(arguments.output)
     overrides = parse_overrides(arguments.config_overrides)
     if arguments.image_size is not None:
@@ -85,7 +87,7 @@ def main() -> None:
 
     print(found)
     spellings = spelling_of(weights.tensors, found.layout), LAYOUTS[target][0]
-    for line in describe_mapping(our_state(model), found.new, *spellings):
+    for line in describe_mapping(full_state_dict(model), found.new, *spellings):
         print(f"    {line}")
     lost = lost_in(model, target)
     if lost:
@@ -146,8 +148,8 @@ def compare(what: str, model: MAEPreTrainedModel, tensors: dict[str, torch.Tenso
 
 def check_equal(again: MAEPreTrainedModel, model: MAEPreTrainedModel) -> None:
     """What is read back must be the model bit for bit."""
-    expected = our_state(model)
-    for name, tensor in our_state(again).items():
+    expected = full_state_dict(model)
+    for name, tensor in full_state_dict(again).items():
         if not torch.equal(tensor, expected[name]):
             raise UserError(f"{name} was not written as it is: nothing was kept. This is a defect of the converter.")
 
@@ -158,7 +160,7 @@ def fits_processor(model: MAEPreTrainedModel, weights: Weights) -> bool:
     return to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
 
 
-def make_card(model: MAEPreTrainedModel, source: str, found: Found) -> str:
+def make_card(model: MAEPreTrainedModel, source: str, found: LoadReport) -> str:
     path = Path(source).expanduser()
     on_the_hub = not path.exists()
     name = hub_name(source) if on_the_hub else path.resolve().name  # where it lies is nobody's business

@@ -10,6 +10,7 @@ The same images and model give the same file. Several processes (`accelerate lau
 """
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,16 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
-from transformers.utils import logging
 
-from mae.arguments.recipes import FeatureArguments, parse_arguments
-from mae.cli.run import open_sources, run_script
+from mae.arguments.data import FeatureArguments
+from mae.cli.data import open_sources
+from mae.cli.model import load_encoder
+from mae.cli.parser import parse_arguments
+from mae.cli.script import run_script
 from mae.data.labels import read_labels
-from mae.evaluation.accuracy import origin_columns
-from mae.evaluation.features import compute_features, load_encoder
-from mae.training.accelerator import make_accelerator, say
-from mae.training.run_directory import UNFINISHED
+from mae.data.subsets import origin_columns
+from mae.evaluation.features import compute_features
+from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
+from mae.utils.files import UNFINISHED
+
+
+logger = logging.getLogger("mae.examples")
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
@@ -41,7 +47,6 @@ class OutputArguments:
 def main() -> None:
     arguments, output = parse_arguments(FeatureArguments, OutputArguments, description=__doc__)
     accelerator = make_accelerator(arguments.run)
-    logging.disable_progress_bar()
     if output.split not in ("train", "held_out"):
         raise UserError(f"--split {output.split}: wanted is train or held_out.")
     for name in ("train_val_split", "max_train_samples", "max_eval_samples"):
@@ -55,7 +60,7 @@ def main() -> None:
         raise UserError(f"--output {output.output} {problem}: name another file.")
 
     encoder, found = load_encoder(arguments, accelerator)
-    say(found)
+    logger.info(found)
     sources = open_sources(arguments, encoder.config.num_channels, arguments.data_retry_minutes, EMOJI)
     source = sources[output.split == "held_out"]
     if source is None:
@@ -66,8 +71,8 @@ def main() -> None:
     except UserError as error:
         if arguments.label_column_name is not None:
             raise
-        say(f"Without labels: {error}")
-    mapped = compute_features(encoder, source, arguments, accelerator, output.split)
+        logger.info(f"Without labels: {error}")
+    mapped = compute_features(encoder, source, accelerator, output.split, **arguments.encoding)
     if not accelerator.is_main_process:
         return
     features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)
@@ -88,7 +93,7 @@ def main() -> None:
         table = pa.table(columns | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
         pq.write_table(table.replace_schema_metadata(metadata), unfinished)
     unfinished.replace(path)
-    say(f"{features.shape[0]:,} vectors of {features.shape[1]}: {path}")
+    logger.info(f"{features.shape[0]:,} vectors of {features.shape[1]}: {path}")
 
 
 if __name__ == "__main__":

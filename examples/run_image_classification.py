@@ -20,17 +20,20 @@ import json
 import shlex
 from pathlib import Path
 
-from transformers.utils import logging
-
-from mae.arguments.recipes import ClassificationArguments, ClassificationRecipe, parse_arguments
-from mae.cli.model import choose_statistics, find_num_channels, read_checkpoint
-from mae.cli.run import conduct, data_name, describe_length, describe_run, list_results, open_labelled, run_script
-from mae.evaluation.accuracy import Accuracy
+from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.run import ClassificationArguments
+from mae.cli.data import data_name, open_labelled
+from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
+from mae.cli.parser import parse_arguments
+from mae.cli.run import describe_length, describe_run, list_results, run_training
+from mae.cli.script import run_script
+from mae.evaluation.accuracy import AccuracyEvaluator
 from mae.evaluation.visualization import save_curve
 from mae.hub.cards import classification_card
 from mae.training.accelerator import make_accelerator
-from mae.training.classification import Classification, build_classifier
-from mae.training.run_directory import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE, RunDirectory
+from mae.training.classification import Classification
+from mae.training.run_directory import RunDirectory
+from mae.utils.files import CLASSES_FILE, CONFUSION_FILE, CURVE_FILE, PREDICTIONS_FILE
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
@@ -39,7 +42,6 @@ EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
 def main() -> None:
     recipe, arguments = parse_arguments(ClassificationRecipe, ClassificationArguments, description=__doc__)
     accelerator = make_accelerator(arguments)
-    logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
     weights = read_checkpoint(recipe, arguments.data_retry_minutes)
     channels = find_num_channels(recipe, weights)
@@ -50,7 +52,9 @@ def main() -> None:
     if found is not None:
         recipe.model_revision = found.revision
     measured = choose_statistics(model, source, recipe, arguments)
-    accuracy = Accuracy(held_out, held_out_labels, arguments.eval_steps, arguments.per_device_train_batch_size)
+    accuracy = AccuracyEvaluator(
+        held_out, held_out_labels, arguments.eval_steps, arguments.per_device_train_batch_size
+    )
     training = Classification(model, source, recipe, arguments, accelerator, accuracy, labels)
     facts = describe_run(training, len(held_out_labels.values))
 
@@ -64,7 +68,7 @@ def main() -> None:
         f"{training.task.capitalize()} of {trained:,} of {facts.num_parameters:,} parameters on {facts.num_images:,} "
         f"images of {len(labels.names)} classes, {facts.num_held_out:,} held out"
     )
-    conduct(
+    run_training(
         training,
         data_name(recipe, source.revision, EMOJI),
         [found, measured, f"{what}: {describe_length(training)}"],

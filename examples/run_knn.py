@@ -9,19 +9,25 @@ nearest neighbours among the training images have (weighted, as in DINO).
 Several processes (`accelerate launch`) share the work. `--output_file knn.json` keeps the numbers.
 """
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers.utils import logging
 
-from mae.arguments.recipes import FeatureArguments, parse_arguments
-from mae.cli.run import open_labelled, run_script
-from mae.evaluation.accuracy import knn_scores
-from mae.evaluation.features import compute_features, load_encoder
-from mae.training.accelerator import make_accelerator, say
-from mae.training.run_directory import write_json
+from mae.arguments.data import FeatureArguments
+from mae.cli.data import open_labelled
+from mae.cli.model import load_encoder
+from mae.cli.parser import parse_arguments
+from mae.cli.script import run_script
+from mae.evaluation.features import compute_features
+from mae.evaluation.neighbours import knn_scores
+from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
+from mae.utils.files import write_json
+
+
+logger = logging.getLogger("mae.examples")
 
 
 EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
@@ -45,20 +51,19 @@ def main() -> None:
     accelerator = make_accelerator(arguments.run)
     if options.output_file is not None and not Path(options.output_file).absolute().parent.is_dir():
         raise UserError(f"--output_file {options.output_file} lies in no folder that is there.")
-    logging.disable_progress_bar()
     encoder, found = load_encoder(arguments, accelerator)
-    say(found)
+    logger.info(found)
     channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
     splits = open_labelled(arguments, channels, minutes, arguments.max_eval_samples, EMOJI)
     if splits[0][1].is_multi_label:
         raise UserError("Neighbours vote for one class of an image; these have several labels.")
     device, sides = accelerator.device, []
     for (source, labels), what in zip(splits, ("training", "held-out")):
-        mapped = compute_features(encoder, source, arguments, accelerator, what)
+        mapped = compute_features(encoder, source, accelerator, what, **arguments.encoding)
         sides.append((mapped.outputs["features"].to(device), torch.from_numpy(labels.values[mapped.rows]).to(device)))
     (features, classes), (queries, wanted) = sides
     names, results = splits[0][1].names, []
-    say(f"{len(features):,} training images, {len(queries):,} held-out ones, {len(names)} classes")
+    logger.info(f"{len(features):,} training images, {len(queries):,} held-out ones, {len(names)} classes")
     for k in options.num_neighbours:
         scores = knn_scores(features, classes, queries, len(names), k, options.temperature)
         hits = scores.topk(min(5, len(names)), dim=1).indices == wanted[:, None]
@@ -66,7 +71,7 @@ def main() -> None:
         if len(names) > 5:
             result["accuracy_top5"] = hits.any(dim=1).double().mean().item()
         results.append(result)
-        say(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
+        logger.info(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
     if options.output_file is not None and accelerator.is_main_process:
         what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
         what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}

@@ -12,24 +12,33 @@ a gradient that is not finite, a full disk; 75 after SIGTERM or Ctrl-C, with all
 """
 
 import json
+import logging
 import shlex
 import shutil
 import sys
 from pathlib import Path
 
-from transformers.utils import logging
-
-from mae.arguments.recipes import PreTrainingArguments, PreTrainingRecipe, parse_arguments
+from mae.arguments.recipes import PreTrainingRecipe
+from mae.arguments.run import PreTrainingArguments
+from mae.cli.data import data_name, open_sources
 from mae.cli.model import build_model, choose_statistics, read_checkpoint
-from mae.cli.run import conduct, data_name, describe_length, describe_run, list_results, open_sources, run_script
-from mae.data.loader import load_images
-from mae.data.sources import hold_out
-from mae.evaluation.accuracy import Evaluator, Reconstruction, make_neighbours, picture_path
+from mae.cli.parser import parse_arguments
+from mae.cli.run import describe_length, describe_run, list_results, run_training
+from mae.cli.script import run_script
+from mae.data.loader import default_num_workers
+from mae.data.subsets import hold_out
+from mae.evaluation.evaluator import Evaluator
+from mae.evaluation.neighbours import make_neighbours
+from mae.evaluation.reconstruction import ReconstructionEvaluator, load_images, picture_path
 from mae.evaluation.visualization import save_curve
 from mae.hub.cards import pretraining_card
-from mae.training.accelerator import make_accelerator, say
+from mae.training.accelerator import make_accelerator
 from mae.training.pretraining import PreTraining
-from mae.training.run_directory import CURVE_FILE, RECONSTRUCTION_FILE, RunDirectory
+from mae.training.run_directory import RunDirectory
+from mae.utils.files import CURVE_FILE, RECONSTRUCTION_FILE
+
+
+logger = logging.getLogger("mae.examples")
 
 
 HERE = Path(__file__).resolve().parent
@@ -41,7 +50,6 @@ def main() -> None:
         PreTrainingRecipe, PreTrainingArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
     )
     accelerator = make_accelerator(arguments)
-    logging.disable_progress_bar()  # of transformers' own saving; ours is the only one
 
     model, found = build_model(recipe, read_checkpoint(recipe, arguments.data_retry_minutes))
     if found is not None:
@@ -51,10 +59,10 @@ def main() -> None:
         if held_out is None:
             source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
         else:
-            say("Note: --train_val_split has no effect: the data has held-out images of its own.")
+            logger.info("Note: --train_val_split has no effect: the data has held-out images of its own.")
     measured = choose_statistics(model, source, recipe, arguments)
     kind = "Held-out images" if held_out else "Training images"
-    reconstruction = Reconstruction(
+    reconstruction = ReconstructionEvaluator(
         lambda: load_images(
             held_out or source,
             model.config,
@@ -65,11 +73,23 @@ def main() -> None:
         arguments.per_device_train_batch_size,
         kind,
     )
+    num_workers = arguments.dataloader_num_workers
+    if num_workers is None:
+        num_workers = default_num_workers(accelerator.device)
     evaluators: list[Evaluator] = [reconstruction]
-    training = PreTraining(model, source, recipe, arguments, accelerator, evaluators)
     if arguments.knn_epochs is not None:
-        every = max(round(arguments.knn_epochs * training.steps_per_epoch), 1)
-        evaluators.append(make_neighbours(source, held_out, every, arguments, training.num_workers, recipe.seed))
+        neighbours = make_neighbours(
+            source,
+            held_out,
+            arguments.knn_epochs,
+            recipe.seed,
+            arguments.per_device_train_batch_size,
+            num_workers,
+            arguments.data_retry_minutes,
+            arguments.label_column_name,
+        )
+        evaluators.append(neighbours)
+    training = PreTraining(model, source, recipe, arguments, accelerator, evaluators)
     facts = describe_run(training, len(reconstruction.images) if held_out else None)
 
     def draw(run: RunDirectory, folder: Path, metrics: list[dict], evaluations: list[dict]) -> None:
@@ -77,10 +97,10 @@ def main() -> None:
             save_curve(metrics, evaluations, folder / CURVE_FILE, kind.lower())
         pictures = [line["step"] for line in evaluations if "reconstruction" in line]
         if pictures:
-            shutil.copyfile(picture_path(run, pictures[-1]), folder / RECONSTRUCTION_FILE)
+            shutil.copyfile(picture_path(run.path, pictures[-1]), folder / RECONSTRUCTION_FILE)
 
     what = f"Pre-training {model.num_parameters():,} parameters on {facts.num_images:,} images"
-    conduct(
+    run_training(
         training,
         data_name(recipe, source.revision, EMOJI),
         [found, measured, f"{what}: {describe_length(training)}"],

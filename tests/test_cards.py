@@ -11,7 +11,7 @@ from test_loading import make_config, make_model
 
 from mae.hub.cards import (
     PLACEHOLDER,
-    Facts,
+    RunFacts,
     converted_card,
     is_generated,
     pretraining_card,
@@ -59,7 +59,7 @@ def make_card(step=100, evaluated=True, recipe=RECIPE, config=None, neighbours=N
     evaluations = [{"step": 100, "eval_loss": 0.4567}] if evaluated else []
     if neighbours is not None:  # a turn of their own
         evaluations.append({"step": 100, "eval_knn_accuracy": neighbours})
-    return pretraining_card(Facts(**values | facts), step, metrics, evaluations)
+    return pretraining_card(RunFacts(**values | facts), step, metrics, evaluations)
 
 
 def metadata(text):

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from configuration_mae import MAEConfig
-from mae.training.optimization import AveragedWeights, make_optimizer
+from mae.training.average import AveragedWeights
+from mae.training.optimization import make_optimizer
 from mae.training.run_directory import RunDirectory
 from mae.utils.errors import RunError, UserError
 from modeling_mae import MAEForPreTraining

@@ -25,13 +25,16 @@ from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationArguments, ClassificationRecipe, parse_arguments
+from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.run import ClassificationArguments
+from mae.cli.parser import parse_arguments
 from mae.conversion.saving import save_checkpoint
 from mae.data.labels import read_labels
-from mae.data.loader import LabelledExamples, normalize
-from mae.data.sources import open_dataset
+from mae.data.normalization import normalize
+from mae.data.opening import open_dataset
 from mae.data.stream import Sample
-from mae.evaluation.accuracy import Accuracy
+from mae.data.transforms import ClassificationTransform
+from mae.evaluation.accuracy import AccuracyEvaluator
 from mae.evaluation.inference import map_images
 from mae.training.classification import Classification
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
@@ -546,7 +549,7 @@ def test_short_runs_warm_up_shortly(flags):
 
 
 def examples_of(config, **options):
-    return LabelledExamples(config, np.arange(9), **options)
+    return ClassificationTransform(config, np.arange(9), **options)
 
 
 def sample(data, seed=1, index=3):
@@ -635,7 +638,7 @@ def test_smoothing_is_torchs(flags, tmp_path, monkeypatch):
 
 def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
     rates = {}
-    evaluate = Accuracy.__call__
+    evaluate = AccuracyEvaluator.__call__
 
     def look(self, model, step, epoch, run, is_stopped):
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -644,7 +647,7 @@ def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
                 rates.update({names[each]: group["lr"] for each in group["params"] if each in names})
         return evaluate(self, model, step, epoch, run, is_stopped)
 
-    monkeypatch.setattr(Accuracy, "__call__", look)
+    monkeypatch.setattr(AccuracyEvaluator, "__call__", look)
     classify(tmp_path / "run", *flags, "--learning_rate", 0.01, "--warmup_epochs", 0)
     last = metrics(tmp_path / "run")[-1]["learning_rate"]
     assert rates["head.weight"] == last and rates["fc_norm.bias"] == last

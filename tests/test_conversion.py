@@ -13,9 +13,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForPreTraining, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from configuration_mae import MAEConfig
-from mae.conversion.layouts import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, find_grid, fold, from_ours, to_ours
+from mae.conversion.config import find_grid
+from mae.conversion.layouts import LAYOUTS, OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, from_ours, to_ours
 from mae.conversion.loading import load_checkpoint, make_plan
-from mae.conversion.saving import lost_in, our_state, save_checkpoint
+from mae.conversion.report import fold
+from mae.conversion.saving import full_state_dict, lost_in, save_checkpoint
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
@@ -91,7 +93,7 @@ def inputs(channels=3, size=(32, 32), patches=16):
 
 
 def assert_same_state(model, expected):
-    state, expected = our_state(model), our_state(expected)
+    state, expected = full_state_dict(model), full_state_dict(expected)
     assert state.keys() == expected.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, expected[name]), name
@@ -125,7 +127,7 @@ def test_released_files(size, part):
         assert any("norm_pix_loss" in line for line in plan.found.assumed)
     with torch.device("meta"):
         model = plan.model_class(config)
-    names = {name: list(tensor.shape) for name, tensor in from_ours(our_state(model), OFFICIAL).items()}
+    names = {name: list(tensor.shape) for name, tensor in from_ours(full_state_dict(model), OFFICIAL).items()}
     assert names == {name: list(shape) for name, shape in KEYS[size][part].items()}
 
 
@@ -263,7 +265,7 @@ def test_vit_mae(cls, spelling, tmp_path):
     # Bit by bit, against the fused tensors made by hand.
     attention = vit_mae.get_submodule("vit" if cls is ViTMAEForPreTraining else "").layers[1].attention
     qkv = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    assert torch.equal(our_state(model)["mae.blocks.1.attn.qkv.weight"], qkv)
+    assert torch.equal(full_state_dict(model)["mae.blocks.1.attn.qkv.weight"], qkv)
 
 
 def test_settings_of_vit_mae(tmp_path):
@@ -492,20 +494,20 @@ def test_rectangular_tables(tmp_path):
     """Files that do not say their image size."""
     heads = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
     model = make_model("pretraining", image_size=(16, 64))
-    torch.save(from_ours(our_state(model), OFFICIAL), tmp_path / "sincos.pth")
+    torch.save(from_ours(full_state_dict(model), OFFICIAL), tmp_path / "sincos.pth")
     loaded, found = load_checkpoint(tmp_path / "sincos.pth", **heads)
     assert loaded.config.image_size == (16, 64) and not any("image_size=" in line for line in found.assumed)
 
     with torch.no_grad():
         model.mae.pos_embed.normal_()
-    torch.save(from_ours(our_state(model), OFFICIAL), tmp_path / "learned.pth")
+    torch.save(from_ours(full_state_dict(model), OFFICIAL), tmp_path / "learned.pth")
     loaded, found = load_checkpoint(tmp_path / "learned.pth", **heads)
     assert "image_size=32" in found.assumed  # 16 patches: a square, as far as one can tell
     stated, found = load_checkpoint(tmp_path / "learned.pth", image_size=(16, 64), **heads)
     assert_same_state(stated, model)
     assert not found.changed and "positions for 2 x 8 patches" in str(found)
     # A size that the file states wrongly gives way to one that fits.
-    wrong = {"model": from_ours(our_state(model), OFFICIAL), "args": argparse.Namespace(input_size=64)}
+    wrong = {"model": from_ours(full_state_dict(model), OFFICIAL), "args": argparse.Namespace(input_size=64)}
     torch.save(wrong, tmp_path / "wrong.pth")
     with pytest.raises(UserError, match="images of 64 pixels .* give the image_size that it was trained at"):
         load_checkpoint(tmp_path / "wrong.pth", **heads)
@@ -593,7 +595,7 @@ def test_repeated_channels(tmp_path):
 
 
 def test_every_problem_in_one_error():
-    tensors = from_ours(our_state(make_model("pretraining")), VIT_MAE)
+    tensors = from_ours(full_state_dict(make_model("pretraining")), VIT_MAE)
     del tensors["decoder.decoder_norm.bias"], tensors["vit.encoder.layer.1.output.dense.weight"]
     tensors["vit.layernorm.weight"] = torch.zeros(23)
     tensors["vit.pooler.dense.weight"] = torch.zeros(3)
@@ -615,7 +617,7 @@ def test_each_tensor_counts(kind, layout):
     config = {"num_attention_heads": 2, "image_size": 32}
     if kind == "pretraining":
         config["decoder_num_attention_heads"] = 4
-    tensors = from_ours(our_state(make_model(kind)), LAYOUTS[layout][0])
+    tensors = from_ours(full_state_dict(make_model(kind)), LAYOUTS[layout][0])
     assert not make_plan(Weights("it", tensors), layout=layout, **config).found.new
     for name in tensors:
         others = {key: value for key, value in tensors.items() if key != name}
@@ -751,4 +753,4 @@ def test_encoder_without_a_last_norm():
     plan = make_plan(Weights("it", model.state_dict()), num_attention_heads=2)
     assert plan.config.pooling == "mean" and any("pooling=mean" in line for line in plan.found.assumed)
     with pytest.raises(UserError, match="missing .by our names.: mae.norm.weight, mae.norm.bias"):
-        make_plan(Weights("it", from_ours(our_state(model), VIT_MAE)), num_attention_heads=2)
+        make_plan(Weights("it", from_ours(full_state_dict(model), VIT_MAE)), num_attention_heads=2)

@@ -21,7 +21,7 @@ from mae.arguments.recipes import PreTrainingRecipe
 from mae.cli.model import build_model, read_checkpoint
 from mae.conversion.layouts import OFFICIAL, VIT_MAE_SAVED_BY_5, from_ours
 from mae.conversion.loading import load_checkpoint
-from mae.conversion.saving import our_state, save_checkpoint
+from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
 
@@ -176,7 +176,7 @@ def test_a_size_that_the_file_does_not_say(tmp_path):
     model = make_model("classification_cls", image_size=(24, 32))
     with torch.no_grad():
         model.mae.pos_embed.normal_()
-    torch.save(from_ours(our_state(model), OFFICIAL), tmp_path / "odd.pth")
+    torch.save(from_ours(full_state_dict(model), OFFICIAL), tmp_path / "odd.pth")
     arguments = ["--image_size", 24, 32, "--config_overrides", "num_attention_heads=2,num_labels=5"]
     done = convert("--input", tmp_path / "odd.pth", "--output", tmp_path / "ours", *arguments)
     assert done.returncode == 0, done.stderr

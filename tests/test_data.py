@@ -22,19 +22,16 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
+from mae.data.batch import samples_digest
 from mae.data.decoding import EncodedImage, decode_image, plain_jpeg_size
-from mae.data.loader import (
-    Decode,
-    denormalize,
-    load_images,
-    make_loader,
-    measure_statistics,
-    normalize,
-    samples_digest,
-)
+from mae.data.loader import make_loader
+from mae.data.normalization import denormalize, measure_statistics, normalize
+from mae.data.opening import open_dataset, open_folder
 from mae.data.order import SampleOrder
-from mae.data.sources import open_dataset, open_folder
-from mae.data.stream import Sample, SampleStream, WindowReader
+from mae.data.reader import WindowReader
+from mae.data.stream import Sample, SampleStream
+from mae.data.transforms import PreTrainingTransform
+from mae.evaluation.reconstruction import load_images
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
 
@@ -256,7 +253,7 @@ def test_images_that_cannot_be_decoded(emoji_bytes):
         (bomb, "exceeds limit"),
         (b"<html></html>", "cannot identify"),
     ]:
-        example = Decode(CONFIG)[sample(data)]
+        example = PreTrainingTransform(CONFIG)[sample(data)]
         assert "pixel_values" not in example
         assert re.search(message, example["skipped"]), example["skipped"]
 
@@ -273,7 +270,7 @@ def test_size_of_a_plain_jpeg():
     large = encode(Image.new("L", (4000, 3000)), "JPEG")
     for data in (encode(picture(), "JPEG", exif=exif), large, encode(picture(), "PNG"), b"", whole[:10]):
         assert plain_jpeg_size(data) is None
-    wide = Decode(CONFIG)[sample(whole)]
+    wide = PreTrainingTransform(CONFIG)[sample(whole)]
     assert wide["pixel_values"].shape == (3, 32, 32)
     assert EncodedImage(whole).height == 24 and EncodedImage(whole).width == 40
 
@@ -317,7 +314,7 @@ def test_arrays(channels):
         torch.testing.assert_close(image.float(), torch.from_numpy(eight).permute(2, 0, 1).float())
         assert image.dtype == (torch.uint8 if array.dtype == np.uint8 else torch.float32)
     config = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3, num_channels=channels)
-    example = Decode(config)[sample(buffer.getvalue())]
+    example = PreTrainingTransform(config)[sample(buffer.getvalue())]
     assert example["pixel_values"].shape == (channels, 32, 32)
     assert example["pixel_values"].min() >= 0 and example["pixel_values"].max() <= 255
 
@@ -361,8 +358,8 @@ def test_batches_of_several_types():
     for array in (np.full((8, 8, 2), 128, np.uint8), np.full((8, 8, 2), 0.5, np.float32)):
         buffer = io.BytesIO()
         np.save(buffer, array)
-        examples.append(Decode(config)[sample(buffer.getvalue())])
-    batch = Decode(config).collate(examples)
+        examples.append(PreTrainingTransform(config)[sample(buffer.getvalue())])
+    batch = PreTrainingTransform(config).collate(examples)
     torch.testing.assert_close(batch.pixel_values.float()[:, 0, 0, 0], torch.tensor([128.0, 127.5]))
 
 
@@ -391,7 +388,7 @@ def test_augmentation_is_torchvisions(emoji_bytes):
     )
     flips = 0
     for seed in range(20):
-        example = Decode(CONFIG)[sample(emoji_bytes[0], seed=seed)]
+        example = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0], seed=seed)]
         torch.manual_seed(seed)
         expected = transform(decode_image(emoji_bytes[0]))
         assert torch.equal(example["pixel_values"], expected)
@@ -402,17 +399,17 @@ def test_augmentation_is_torchvisions(emoji_bytes):
 
 def test_decode_is_pure(emoji_bytes):
     torch.manual_seed(0)
-    first = Decode(CONFIG)[sample(emoji_bytes[0])]
+    first = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0])]
     untouched = torch.rand(())
     torch.manual_seed(0)
     assert untouched == torch.rand(())
-    again = Decode(CONFIG)[sample(emoji_bytes[0])]
+    again = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0])]
     assert torch.equal(first["pixel_values"], again["pixel_values"]) and first["digest"] == again["digest"]
 
 
 def test_digest_covers_what_it_says(emoji_bytes):
     def digest(config=CONFIG, **changes):
-        return Decode(config)[sample(emoji_bytes[0])._replace(**changes)]["digest"]
+        return PreTrainingTransform(config)[sample(emoji_bytes[0])._replace(**changes)]["digest"]
 
     other_ratio = MAEConfig(**{**CONFIG.to_dict(), "mask_ratio": 0.5})
     digests = [
@@ -474,7 +471,7 @@ def test_load_images(parquet_folder):
 def batches(source, workers=0, start=0, stop=96, batch_size=8, index=0, processes=1):
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, batch_size, index, processes, start, stop)
-    return list(make_loader(stream, Decode(CONFIG), workers))
+    return list(make_loader(stream, PreTrainingTransform(CONFIG), workers))
 
 
 def assert_same(ours, theirs):
@@ -558,7 +555,7 @@ def test_row_groups_without_bytes(tmp_path, emoji_bytes):
 
 def test_a_very_large_row_group_is_told_of(parquet_folder, monkeypatch):
     assert open_dataset(str(parquet_folder))[0].note is None
-    monkeypatch.setattr("mae.data.sources.LARGE_ROW_GROUP", 10_000)
+    monkeypatch.setattr("mae.data.parquet.LARGE_ROW_GROUP", 10_000)
     source, _ = open_dataset(str(parquet_folder))
     assert re.match(r"Note: train-0000\d-of-00002.parquet has a row group of 0.0 GB \(16 rows\), which", source.note)
 

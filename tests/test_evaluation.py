@@ -16,8 +16,10 @@ from runs import exact, metrics, metrics_of, start, train
 from transformers import ViTMAEForPreTraining
 
 from mae.conversion.saving import save_checkpoint
-from mae.data.loader import load_images, normalize
-from mae.data.sources import hold_out, open_dataset, open_folder
+from mae.data.normalization import normalize
+from mae.data.opening import open_dataset, open_folder
+from mae.data.subsets import hold_out
+from mae.evaluation.reconstruction import load_images
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
 import mae.evaluation.accuracy
-from mae.evaluation.accuracy import average_precision, confusion_matrix, knn_scores
+from mae.evaluation.metrics import average_precision, confusion_matrix
+from mae.evaluation.neighbours import knn_scores
 from modeling_mae import MAEModel
 
 

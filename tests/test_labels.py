@@ -13,8 +13,9 @@ from conftest import upload
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
-from mae.data.labels import Labels, check_classes, draw_rows, hold_out_labelled, read_labels, select
-from mae.data.sources import Kept, hold_out, open_dataset, open_folder, row_origins
+from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
+from mae.data.opening import open_dataset, open_folder
+from mae.data.subsets import CachedSource, hold_out, row_origins
 from mae.utils.errors import UserError
 
 
@@ -154,13 +155,13 @@ def test_few_rows_are_read_once(tmp_path):
     some, _ = select(source, read_labels(source, "WHAT"), np.array([0, 3, 5, 20, 39]))
     reads, read = [], some.read
     some.read = lambda group, row: reads.append(group) or read(group, row)
-    kept = Kept(some, max_bytes=10**6)
+    kept = CachedSource(some, max_bytes=10**6)
     assert grey_values(kept) == grey_values(kept) == [0, 3, 5, 20, 39] and reads == [0, 2, 5]
     group = next(group for group, size in enumerate(kept.group_sizes) if size == 3)
     assert len(list(kept.read(group, 2))) == 1 and kept.origin(group, 2)[1] == 5
     # Without room for them they are read again.
     reads.clear()
-    kept = Kept(some, max_bytes=0)
+    kept = CachedSource(some, max_bytes=0)
     assert grey_values(kept) == grey_values(kept) == [0, 3, 5, 20, 39] and reads == [0, 2, 5] * 2
 
 
@@ -181,16 +182,16 @@ def test_drawn_rows_are_stratified():
     values = np.repeat([0, 1, 2], [700, 200, 100])
     labels = Labels(np.random.default_rng(0).permutation(values), NAMES)
     for count in (10, 33, 500, 1000):
-        rows = draw_rows(labels, count, 1, "what")
+        rows = stratified_sample(labels, count, 1, "what")
         assert len(rows) == len(set(rows.tolist())) == count and (np.diff(rows) > 0).all()
         shares = np.bincount(labels.values[rows], minlength=3)
         assert np.abs(shares - count * np.array([0.7, 0.2, 0.1])).max() < 1
-    assert draw_rows(labels, 50, 1, "what").tolist() == draw_rows(labels, 50, 1, "what").tolist()
-    assert draw_rows(labels, 50, 2, "what").tolist() != draw_rows(labels, 50, 1, "what").tolist()
+    assert stratified_sample(labels, 50, 1, "what").tolist() == stratified_sample(labels, 50, 1, "what").tolist()
+    assert stratified_sample(labels, 50, 2, "what").tolist() != stratified_sample(labels, 50, 1, "what").tolist()
     equal = Labels(np.arange(100) % 10, [str(number) for number in range(10)])
-    assert sorted(np.bincount(equal.values[draw_rows(equal, 55, 1, "what")])) == [5] * 5 + [6] * 5
+    assert sorted(np.bincount(equal.values[stratified_sample(equal, 55, 1, "what")])) == [5] * 5 + [6] * 5
     several = Labels(np.eye(3, dtype=np.uint8)[labels.values], NAMES)
-    assert len(set(draw_rows(several, 50, 1, "what").tolist())) == 50
+    assert len(set(stratified_sample(several, 50, 1, "what").tolist())) == 50
 
 
 def test_parts_hold_the_right_images(tmp_path):

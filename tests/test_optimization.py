@@ -8,14 +8,9 @@ from conftest import ROOT
 from safetensors.torch import load_file
 
 from configuration_mae import MAEConfig
-from mae.training.optimization import (
-    LARS,
-    AveragedWeights,
-    GuardedStep,
-    learning_rate_at,
-    make_optimizer,
-    parameter_groups,
-)
+from mae.training.average import AveragedWeights
+from mae.training.optimization import LARS, GuardedStep, make_optimizer, parameter_groups
+from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from mae.data.order import SampleOrder, permutation, sample_seed
+from mae.data.order import SampleOrder, sample_seed
 from mae.utils.errors import UserError
+from mae.utils.hashing import permutation
 
 
 GROUPS = [10, 3, 0, 7, 25, 1, 54]

@@ -14,14 +14,10 @@ from conftest import ROOT
 from PIL import Image
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import (
-    ClassificationArguments,
-    ClassificationRecipe,
-    PreTrainingArguments,
-    PreTrainingRecipe,
-    parse_arguments,
-)
+from mae.arguments.recipes import ClassificationRecipe, PreTrainingRecipe
+from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.model import build_model, read_checkpoint
+from mae.cli.parser import parse_arguments
 from modeling_mae import MAEForPreTraining
 
 

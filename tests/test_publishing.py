@@ -23,7 +23,8 @@ from test_loading import AUTO_MAP, FILES, FIXTURES, make_model
 
 from mae.conversion.loading import load_checkpoint
 from mae.hub.cards import is_generated
-from mae.hub.repository import Publisher, Repository, push_to_hub, without_paths
+from mae.hub.publisher import Publisher
+from mae.hub.repository import Repository, push_to_hub, without_paths
 from mae.training.run_directory import RunDirectory
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel

@@ -29,8 +29,8 @@ from runs import (
 )
 from safetensors.torch import load_file
 
-from mae.data.loader import Decode
-from mae.evaluation.accuracy import Reconstruction
+from mae.data.transforms import PreTrainingTransform
+from mae.evaluation.reconstruction import ReconstructionEvaluator
 from mae.training import interruption
 from mae.training.accelerator import make_accelerator
 from mae.training.run_directory import RunDirectory
@@ -154,7 +154,7 @@ def test_asked_to_stop_while_data_does_not_come(data, tmp_path, monkeypatch, pos
     arguments += ["--dataloader_num_workers", 0, "--logging_steps", 2]
     expected = train(tmp_path / "whole", *arguments)
     with monkeypatch.context() as patch:
-        decode = Decode.__getitem__
+        decode = PreTrainingTransform.__getitem__
 
         def stall(self, sample):
             if sample.position == position:
@@ -162,7 +162,7 @@ def test_asked_to_stop_while_data_does_not_come(data, tmp_path, monkeypatch, pos
                 time.sleep(60)
             return decode(self, sample)
 
-        patch.setattr(Decode, "__getitem__", stall)
+        patch.setattr(PreTrainingTransform, "__getitem__", stall)
         patch.setattr(interruption, "DATA_PATIENCE", 1)
         done = start("--output_dir", tmp_path / "run", *arguments)
     step = position // 8
@@ -206,7 +206,7 @@ def test_one_of_two_processes_waits_for_data_when_asked_to_stop(image_folder, tm
 def test_asked_to_stop_while_images_are_looked_at(whole, tmp_path, monkeypatch):
     """What was trained is saved, and they are looked at when the run goes on."""
     expected, arguments = whole[1]
-    look = Reconstruction.__call__
+    look = ReconstructionEvaluator.__call__
 
     def asked(self, model, step, *others):
         if step == 75:
@@ -214,7 +214,7 @@ def test_asked_to_stop_while_images_are_looked_at(whole, tmp_path, monkeypatch):
         return look(self, model, step, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Reconstruction, "__call__", asked)
+        patch.setattr(ReconstructionEvaluator, "__call__", asked)
         done = start("--output_dir", tmp_path / "run", *arguments)
     assert done.returncode == 75 and "Stopped by SIGTERM after step 75, which is saved" in done.stderr
     assert (tmp_path / "run" / "checkpoint-75").exists()

@@ -18,9 +18,11 @@ from runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start,
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from mae.arguments.recipes import PreTrainingRecipe, RunArguments, parse_arguments
+from mae.arguments.recipes import PreTrainingRecipe
+from mae.arguments.run import RunArguments
 from mae.cli.model import build_model
-from mae.training.optimization import learning_rate_at
+from mae.cli.parser import parse_arguments
+from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForPreTraining
 
 

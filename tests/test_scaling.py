@@ -22,7 +22,8 @@ from transformers import AutoModel
 
 from configuration_mae import MAEConfig
 from mae.training import flops as throughput
-from mae.training.optimization import AveragedWeights, GuardedStep
+from mae.training.average import AveragedWeights
+from mae.training.optimization import GuardedStep
 from mae.training.pretraining import PreTraining
 from modeling_mae import MAEForPreTraining
 

@@ -24,10 +24,13 @@ from PIL import Image
 from runs import TINY, metrics, run, start
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
 
-from mae.data.loader import Decode, make_loader, samples_digest
+from mae.data.batch import samples_digest
+from mae.data.loader import make_loader
+from mae.data.opening import open_dataset, open_folder
 from mae.data.order import SampleOrder
-from mae.data.sources import open_dataset, open_folder, read_footers
+from mae.data.parquet import read_footers
 from mae.data.stream import SampleStream
+from mae.data.transforms import PreTrainingTransform
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
 
@@ -223,7 +226,7 @@ def test_each_process_reads_its_own_row_groups(tmp_path, hub: Hub, monkeypatch):
     source, _ = open_dataset("me/large")
     order = SampleOrder(source.group_sizes, seed=0, lanes=4, shuffle_buffer_size=64)
     hub.requests.clear()
-    monkeypatch.setattr("mae.data.sources.BLOCK_SIZE", 2**18)
+    monkeypatch.setattr("mae.data.parquet.BLOCK_SIZE", 2**18)
     stream = SampleStream(source, order, 8, process_index=0, num_processes=2, stop=order.epoch_length)
     assert sum(len(batch) for batch in stream) == 128
     assert 2**17 < max(request.sent for request in hub.requests) <= 2**18
@@ -276,7 +279,7 @@ def test_an_index_is_kept(parquet_on_the_hub, hub: Hub, monkeypatch):
 
     read = []
     monkeypatch.setattr(
-        "mae.data.sources._read_footer", lambda file, minutes: read.append(file) or ("00", [[100, 10**6]])
+        "mae.data.parquet._read_footer", lambda file, minutes: read.append(file) or ("00", [[100, 10**6]])
     )
     files = [f"hf://datasets/me/huge@{'0' * 40}/data/{number:05}.parquet" for number in range(10_000)]
     first, digest = read_footers(files)
@@ -331,7 +334,7 @@ def test_drops_in_mid_read(kind, parquet_on_the_hub, files_on_the_hub, hub: Hub,
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, 8, stop=96, retry_minutes=1)
     hub.fault("GET", r"/cdn/.*", drop_after=500, times=14)
-    assert_same(list(make_loader(stream, Decode(CONFIG))), expected)
+    assert_same(list(make_loader(stream, PreTrainingTransform(CONFIG))), expected)
     assert 1 <= capsys.readouterr().err.count("; trying again in") <= 14 and not hub.faults[0].times
 
 

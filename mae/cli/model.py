@@ -1,21 +1,98 @@
 """The model that a recipe names: from scratch or from any checkpoint, with the statistics of the images it is for."""
 
-import hashlib
+import logging
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import set_seed
 from huggingface_hub.errors import StrictDataclassError
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import Recipe, RunArguments, parse_overrides, parse_statistics
-from mae.conversion.loading import Found, build, make_plan
+from mae.arguments.data import FeatureArguments
+from mae.arguments.overrides import parse_overrides, parse_statistics
+from mae.arguments.recipes import ClassificationRecipe, Recipe
+from mae.arguments.run import RunArguments
+from mae.conversion.layouts import has_part
+from mae.conversion.loading import build, load_checkpoint, make_plan
+from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights, read_weights
-from mae.data.loader import measure_statistics
+from mae.data.labels import Labels
+from mae.data.normalization import measure_statistics
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
+from mae.training.classification import freeze_encoder
 from mae.utils.errors import UserError, first_line
-from modeling_mae import MAEForPreTraining, MAEPreTrainedModel
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+
+
+logger = logging.getLogger(__name__)
+
+
+def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple[MAEModel, LoadReport]:
+    """
+    The encoder that flags name, on its device, and what was found in the checkpoint. A pooling that none names is
+    the encoder's.
+
+    Raises:
+        UserError: as [`load_checkpoint`], and for a layer that it does not have.
+    """
+    size, fields = arguments.image_size, {}
+    if size is not None:
+        fields["image_size"] = size[0] if len(size) == 1 else tuple(size)
+    encoder, found = load_checkpoint(
+        arguments.model_name_or_path,
+        MAEModel,
+        revision=arguments.model_revision,
+        allow_pickle=arguments.allow_pickle,
+        dtype=torch.float32,
+        retry_minutes=arguments.data_retry_minutes,
+        **fields,
+    )
+    depth = len(encoder.blocks)
+    if arguments.layer is not None and not -depth <= arguments.layer <= depth:
+        raise UserError(f"--layer {arguments.layer}: this encoder has {depth} blocks, 0 to {depth} or -{depth} to -1.")
+    if encoder.config.num_channels != 3 and encoder.config.image_mean is None:
+        logger.info("Note: images are not normalised, because nothing says what mean and deviation the model is for.")
+    arguments.pooling = arguments.pooling or encoder.config.pooling
+    return encoder.to(accelerator.device).eval(), found
+
+
+def build_classifier(
+    recipe: ClassificationRecipe, weights: Weights | None, labels: Labels
+) -> tuple[MAEForImageClassification, LoadReport | None]:
+    """
+    The classifier that a recipe names, for these labels: settings of the protocol that the recipe leaves open are
+    resolved by the model's size.
+
+    Raises:
+        UserError: where there is no model to start from, and as [`build_model`].
+    """
+    if weights is None and not recipe.from_scratch:
+        raise UserError(
+            "--model_name_or_path names the pre-trained model to start from; --from_scratch trains one of random "
+            "weights, the baseline."
+        )
+    defaults: dict[str, Any] = {
+        "id2label": dict(enumerate(labels.names)),
+        "label2id": {name: index for index, name in enumerate(labels.names)},
+        "num_labels": len(labels.names),
+        "problem_type": labels.problem_type,
+        "head_batch_norm": recipe.protocol == "linear",
+    }
+    # The official protocols': the mean of the patch tokens, but for a linear probe cls. A classifier keeps its own.
+    if weights is None or not any(has_part(weights.tensors, part) for part in ("head", "fc_norm")):
+        defaults["pooling"] = "cls" if recipe.protocol == "linear" else "mean"
+    if labels.is_multi_label:
+        if recipe.label_smoothing_factor:
+            raise UserError("--label_smoothing_factor is for images with one label; these have several.")
+        recipe.label_smoothing_factor = 0.0
+    model, found = build_model(recipe, weights, MAEForImageClassification, defaults)
+    recipe.resolve(model.config)
+    model.mae.set_drop_path_rate(recipe.drop_path_rate)
+    if recipe.protocol != "finetune":
+        freeze_encoder(model, recipe.num_trainable_blocks or 0)
+    return model, found
 
 
 # How many images --image_mean auto looks at.
@@ -43,7 +120,7 @@ def build_model(
     weights: Weights | None,
     model_class: type[MAEPreTrainedModel] = MAEForPreTraining,
     defaults: dict[str, Any] | None = None,
-) -> tuple[MAEPreTrainedModel, Found | None]:
+) -> tuple[MAEPreTrainedModel, LoadReport | None]:
     """
     The model that a recipe names, from scratch, or from a checkpoint with what was found in it. The seed decides the
     weights that are new.
@@ -105,12 +182,3 @@ def choose_statistics(
             "or --image_mean auto to measure them. 0 and 1 leave pixels as they are, in [0, 1]."
         )
     return None
-
-
-def hash_weights(model: MAEPreTrainedModel) -> str:
-    """A hash of a model's tensors."""
-    weights = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
-        weights.update(name.encode())
-        weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return weights.hexdigest()

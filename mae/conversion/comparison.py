@@ -11,7 +11,7 @@ from transformers import ViTMAEForPreTraining, ViTMAEModel
 from configuration_mae import to_pair
 from mae.conversion.layouts import OFFICIAL, VIT_MAE, from_ours
 from mae.conversion.loading import quiet
-from mae.conversion.saving import check_expressible, our_state, timm_arguments, vit_mae_config
+from mae.conversion.saving import check_expressible, full_state_dict, timm_arguments, vit_mae_config
 from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
@@ -67,7 +67,7 @@ def _vit_mae(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str)
     if isinstance(model, MAEModel):
         cls, config.mask_ratio = ViTMAEModel, 0.0
     if layout != "vit_mae":
-        tensors = from_ours(our_state(model), VIT_MAE)
+        tensors = from_ours(full_state_dict(model), VIT_MAE)
     with quiet():
         return cls.from_pretrained(None, config=config, state_dict=tensors).eval()
 
@@ -81,5 +81,5 @@ def _timm(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str) ->
         raise LookupError("no other implementation has a batch norm before the classifier")
     norm_layer = partial(nn.LayerNorm, eps=model.config.layer_norm_eps)
     vit = VisionTransformer(**timm_arguments(model), norm_layer=norm_layer)
-    vit.load_state_dict(from_ours(our_state(model), OFFICIAL) if layout == "mae" else tensors)
+    vit.load_state_dict(from_ours(full_state_dict(model), OFFICIAL) if layout == "mae" else tensors)
     return vit.eval()

@@ -1,18 +1,68 @@
 """What the files around a checkpoint say of its model: configurations, processors, arguments of the trainer."""
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import MAEConfig, to_pair
-from mae.conversion.layouts import to_size
+from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair
+from mae.conversion.channels import inflate_values
+from mae.conversion.layouts import count_blocks, has_part
+from mae.conversion.report import LoadReport
 from mae.conversion.weights import CONFIG_FILE, Weights
 from mae.utils.errors import UserError, first_line
+from modeling_mae import sincos_positions
 
 
-# Fields of the configuration that come with a classifier.
-LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
+def to_size(pair: Iterable[int]) -> int | tuple[int, int]:
+    """(height, width) as a configuration has it: a square is an int."""
+    height, width = pair
+    return height if height == width else (height, width)
+
+
+def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a configuration that tensors, by our names, fix. They may be on the meta device."""
+    height, width = state["mae.patch_embed.proj.weight"].shape[2:]
+    sizes: dict[str, Any] = {
+        "hidden_size": state["mae.patch_embed.proj.weight"].shape[0],
+        "num_channels": state["mae.patch_embed.proj.weight"].shape[1],
+        "patch_size": to_size((height, width)),
+        "num_hidden_layers": count_blocks(state, "mae.blocks"),
+        "intermediate_size": state["mae.blocks.0.mlp.fc1.weight"].shape[0],
+        "qkv_bias": "mae.blocks.0.attn.qkv.bias" in state,
+    }
+    if "decoder.mask_token" in state:
+        sizes["decoder_hidden_size"] = state["decoder.mask_token"].shape[-1]
+        sizes["decoder_num_hidden_layers"] = count_blocks(state, "decoder.blocks")
+        sizes["decoder_intermediate_size"] = state["decoder.blocks.0.mlp.fc1.weight"].shape[0]
+    else:  # in pre-training there is a norm whatever the pooling
+        sizes["pooling"] = "cls" if has_part(state, "mae.norm") else "mean"
+    if has_part(state, "head") or has_part(state, "fc_norm"):
+        heads = [state[name].shape[0] for name in ("head.weight", "head.bias") if name in state]
+        sizes["num_labels"] = heads[0] if heads else 0
+    return sizes
+
+
+def find_grid(pos_embed: Tensor) -> tuple[tuple[int, int] | None, bool]:
+    """
+    The patch grid (rows, columns) of a position table `(1, 1 + L, D)`, and whether it is certain: the grid whose
+    sin-cos table it is, else the square one, else None.
+    """
+    num_patches, dim = pos_embed.shape[1] - 1, pos_embed.shape[2]
+    if not pos_embed.is_meta and dim % 4 == 0:
+        for rows in range(1, num_patches + 1):
+            if num_patches % rows == 0:
+                table = sincos_positions(dim, (rows, num_patches // rows))
+                if torch.allclose(pos_embed.float(), table, atol=1e-2):  # of bfloat16 too
+                    return (rows, num_patches // rows), True
+    side = math.isqrt(num_patches)
+    return ((side, side), False) if side and side * side == num_patches else (None, False)
+
+
 # What of config.json is not the model's.
 _OF_THE_FILE = {"architectures", "auto_map", "dtype", "torch_dtype", "model_type", "transformers_version"}
 # What timm's model_args may hold: read off the tensors, translated below, or without a part in what the model computes
@@ -110,3 +160,158 @@ def _timm_fields(source: str, config: dict[str, Any]) -> dict[str, Any]:
         "id2label": dict(enumerate(labels)) if labels else None,
     }
     return {name: value for name, value in fields.items() if value is not None}
+
+
+# What may differ from the checkpoint without making its tensors mean something else: nothing depends on it, or it is
+# resampled, inflated or made anew, which is said.
+_FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
+_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
+_DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
+# Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
+_KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
+
+
+def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Overrides that are fields of the configuration, each by itself of the right type."""
+    overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
+    scratch = MAEConfig()
+    for name, value in overrides.items():
+        if name not in MAEConfig.__annotations__ and name not in LABEL_FIELDS:
+            raise UserError(f"{name} is not a field of the configuration.")
+        try:
+            if name in MAEConfig.__annotations__:
+                setattr(scratch, name, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise UserError(f"{name}={value!r}: {first_line(error.__cause__ or error)}") from None
+    id2label, num_labels = overrides.get("id2label"), overrides.get("num_labels")
+    if id2label is not None:
+        if not isinstance(id2label, dict) or num_labels not in (None, len(id2label)):
+            raise UserError(f"id2label={id2label!r} must name each of num_labels={num_labels} labels.")
+        overrides["num_labels"] = len(id2label)
+    if num_labels is not None and (type(num_labels) is not int or num_labels < 0):
+        raise UserError(f"num_labels={num_labels!r} must be a number of labels, or 0 for features alone.")
+    if overrides.get("num_channels", 1) < 1:
+        raise UserError(f"num_channels={overrides['num_channels']} must be positive.")
+    return overrides
+
+
+def _own_config(
+    weights: Weights, layout: str, state: dict[str, Tensor], overrides: dict[str, Any], found: LoadReport
+) -> tuple[MAEConfig, dict[str, Any]]:
+    """The configuration of the checkpoint as it is, and its fields; overrides say what nothing else does."""
+    source, pos_embed = weights.source, state["mae.pos_embed"]
+    fields, sizes = stated_fields(weights), read_sizes(state)
+    has_decoder = "decoder_hidden_size" in sizes
+    if layout == "vit_mae":
+        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
+    for name in sizes.keys() & fields.keys():
+        # An encoder of ours may be stored with the norm that its pooling does without, and has no labels.
+        optional = name == "pooling" and config_type(weights) == "mae"
+        if not optional and _comparable(fields[name]) != _comparable(sizes[name]):
+            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
+    fields = {**sizes, **fields}
+    for name, value in overrides.items():
+        free = name in _FREE_FIELDS or (name in _DECODER_FIELDS and not has_decoder)
+        if not free and name in fields and fields[name] != value:
+            raise UserError(f"{source} has {name}={fields[name]!r}, which its weights are made for, not {value!r}.")
+
+    for prefix, known in _KNOWN_HEADS.items():
+        name, width = f"{prefix}num_attention_heads", fields.get(f"{prefix}hidden_size")
+        if name in fields or (prefix and not has_decoder):
+            continue
+        if name not in overrides and width not in known:
+            raise UserError(
+                f"{source} does not say how many heads its attention has, and {width} is no width of the released "
+                f"models ({', '.join(map(str, known))}): give {name}."
+            )
+        if name not in overrides:
+            found.assumed.append(f"{name}={known[width]}, as in the released models of this width")
+        fields[name] = overrides.get(name, known.get(width))
+    fields["image_size"] = _own_image_size(source, fields, overrides.get("image_size"), pos_embed, found)
+    if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
+        found.assumed.append("pooling=mean, because there is no last norm")
+    if has_decoder and "norm_pix_loss" not in {**fields, **overrides}:
+        found.assumed.append("norm_pix_loss=False")
+    if "image_mean" not in {**fields, **overrides} and fields["num_channels"] == 3:
+        found.assumed.append("image_mean and image_std of ImageNet")
+    if (weights.config or {}).get("hidden_dropout_prob"):
+        found.changed.append("hidden_dropout_prob left out, which this model does not have")
+    if fields.get("id2label") and len(fields["id2label"]) != fields.get("num_labels", len(fields["id2label"])):
+        raise UserError(f"{source} has {fields['num_labels']} labels, but names of {len(fields['id2label'])}.")
+    return make_config(source, fields), fields
+
+
+def _names_of(config: MAEConfig) -> list[str] | None:
+    """The names of its classes; None where they have none but their numbers."""
+    names = list((config.id2label or {}).values())
+    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+
+
+def _comparable(value: Any) -> Any:
+    return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
+
+
+def _own_image_size(
+    source: str, fields: dict[str, Any], asked: int | tuple[int, int] | None, pos_embed: Tensor, found: LoadReport
+) -> int | tuple[int, int]:
+    """What images the position table is for: as stated, as it shows itself, as asked for, or the square."""
+    patch_size, num_patches = to_pair(fields["patch_size"]), pos_embed.shape[1] - 1
+
+    def grid_of(size: Any) -> tuple[int, ...]:
+        return tuple(side // patch for side, patch in zip(to_pair(size), patch_size))
+
+    stated = fields.get("image_size")
+    try:
+        if stated is not None and math.prod(grid_of(stated)) == num_patches:
+            return stated
+    except (TypeError, ValueError):
+        raise UserError(f"{source} says image_size={stated!r}, which is no size.") from None
+    grid, certain = find_grid(pos_embed)
+    if stated is None and certain:
+        return to_size(count * side for count, side in zip(grid, patch_size))
+    if asked is not None and math.prod(grid_of(asked)) == num_patches:
+        rows, columns = grid_of(asked)
+        found.assumed.append(f"positions for {rows} x {columns} patches, as image_size={asked} has them")
+        return asked
+    if stated is not None:
+        raise UserError(
+            f"{source} has positions for {num_patches} patches; images of {stated} pixels in patches of "
+            f"{fields['patch_size']} have {math.prod(grid_of(stated))}: give the image_size that it was trained at."
+        )
+    if grid is None:
+        raise UserError(
+            f"{source} has positions for {num_patches} patches, which make no square: give the image_size (height, "
+            "width) that it was trained at."
+        )
+    size = to_size(count * side for count, side in zip(grid, patch_size))
+    found.assumed.append(f"image_size={size}")
+    return size
+
+
+def _wanted_fields(
+    source: str,
+    own: MAEConfig,
+    fields: dict[str, Any],
+    overrides: dict[str, Any],
+    inflate_channels: str | None,
+    found: LoadReport,
+) -> tuple[dict[str, Any], int | tuple[int, int]]:
+    """The fields of the wanted model, and its image size."""
+    wanted = {**fields, **overrides}
+    if "num_labels" in overrides and overrides["num_labels"] != fields.get("num_labels"):
+        wanted = {name: wanted[name] for name in wanted if name in overrides or name not in ("id2label", "label2id")}
+    channels = wanted["num_channels"]
+    if inflate_channels is not None and channels == own.num_channels:
+        raise UserError(f"inflate_channels={inflate_channels} has nothing to do: {source} has {channels} channels.")
+    if channels != own.num_channels and not {"image_mean", "image_std"} <= overrides.keys():
+        if own.image_mean is None:
+            statistics = ([0.0] * channels, [1.0] * channels) if channels == 3 else (None, None)
+        elif inflate_channels in ("mean", "repeat"):
+            own_statistics = (torch.tensor(own.image_mean), torch.tensor(own.image_std))
+            statistics = [inflate_values(values, channels, inflate_channels).tolist() for values in own_statistics]
+        else:
+            statistics = (None, None)
+        wanted["image_mean"], wanted["image_std"] = statistics
+        found.changed.append(f"image_mean={wanted['image_mean']} and image_std={wanted['image_std']}")
+    return wanted, overrides.get("image_size", own.image_size)

@@ -9,24 +9,17 @@ Checkpoints of other codes: which tensor of theirs is which of ours, in both dir
 Tensors may be on the meta device.
 """
 
-import math
-import os
 import re
-from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mae.utils.errors import UserError
-from modeling_mae import sincos_positions
 
 
 # Names
-
-
 @dataclass(frozen=True)
 class Layout:
     """
@@ -95,19 +88,16 @@ OFFICIAL = Layout(
         "mlp.fc2": "mlp.fc2",
     },
 )
-
 OURS = Layout(*({ours: ours for ours in names} for names in vars(OFFICIAL).values()))
 # The batch norm of a linear probe, which the others have no place for.
 _BATCH_NORM = [f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
 OURS.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))
-
 TIMM = replace(
     OFFICIAL,
     parameters={ours: theirs for ours, theirs in OFFICIAL.parameters.items() if ours.startswith("mae.")},
     modules={ours: theirs for ours, theirs in OFFICIAL.modules.items() if not ours.startswith("decoder.")},
     blocks={"mae.blocks": "blocks"},
 )
-
 # The files on the Hub.
 VIT_MAE = Layout(
     parameters={
@@ -150,7 +140,6 @@ VIT_MAE_IN_MEMORY = replace(
         "mlp.fc2": "mlp.fc2",
     },
 )
-
 # Name of a layout -> its spellings; the first is the one that is written.
 LAYOUTS = {
     "mae": (OURS, OFFICIAL),
@@ -202,127 +191,6 @@ def from_ours(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     return tensors
 
 
-def describe_mapping(names: Iterable[str], new: Iterable[str], source: Layout, target: Layout) -> list[str]:
-    """Lines "name -> name (count)" for tensors by our names, some of which are new; blocks together."""
-    names = list(names)
-    sources, targets = names_in(source, set(names).difference(new)), names_in(target, names)
-
-    def template(theirs: str | tuple[str, ...]) -> str:
-        parts = [theirs] if isinstance(theirs, str) else theirs
-        parts = [re.sub(r"\.(weight|bias)$", "", re.sub(r"\.\d+\.", ".*.", part)) for part in parts]
-        if len(parts) == 1:
-            return parts[0]
-        prefix = os.path.commonprefix(parts)
-        return f"{prefix}{{{','.join(part.removeprefix(prefix) for part in parts)}}}"
-
-    counts = Counter(
-        f"{template(sources.get(name, '(new)'))} -> {template(targets.get(name, '(left out)'))}" for name in names
-    )
-    return [f"{line} ({count})" for line, count in counts.items()]
-
-
-def fold(names: Iterable[str]) -> list[str]:
-    """Names that differ in the number of a block alone as one: blocks.{0-11}.norm1.weight. No line breaks in it."""
-    numbers: dict[str, list[int]] = {}
-    for name in names:
-        name = name if name.isprintable() else repr(name)
-        number = re.search(r"(?<=\.)\d{1,3}(?=\.)", name)
-        template = name if number is None else f"{name[: number.start()]}\0{name[number.end() :]}"
-        numbers.setdefault(template, []).append(int(number[0]) if number else 0)
-    folded = []
-    for template, found in numbers.items():
-        starts = [number for number in found if number - 1 not in found]
-        ends = [number for number in found if number + 1 not in found]
-        ranges = ",".join(f"{start}" if start == end else f"{start}-{end}" for start, end in zip(starts, ends))
-        folded.append(template.replace("\0", f"{{{ranges}}}" if len(found) > 1 else ranges))
-    return folded
-
-
 def has_part(names: Iterable[str], part: str) -> bool:
     """Whether there is any tensor of "decoder", "head" and so on."""
     return any(name.startswith(f"{part}.") for name in names)
-
-
-def to_size(pair: Iterable[int]) -> int | tuple[int, int]:
-    """(height, width) as a configuration has it: a square is an int."""
-    height, width = pair
-    return height if height == width else (height, width)
-
-
-def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The fields of a configuration that tensors, by our names, fix. They may be on the meta device."""
-    height, width = state["mae.patch_embed.proj.weight"].shape[2:]
-    sizes: dict[str, Any] = {
-        "hidden_size": state["mae.patch_embed.proj.weight"].shape[0],
-        "num_channels": state["mae.patch_embed.proj.weight"].shape[1],
-        "patch_size": to_size((height, width)),
-        "num_hidden_layers": count_blocks(state, "mae.blocks"),
-        "intermediate_size": state["mae.blocks.0.mlp.fc1.weight"].shape[0],
-        "qkv_bias": "mae.blocks.0.attn.qkv.bias" in state,
-    }
-    if "decoder.mask_token" in state:
-        sizes["decoder_hidden_size"] = state["decoder.mask_token"].shape[-1]
-        sizes["decoder_num_hidden_layers"] = count_blocks(state, "decoder.blocks")
-        sizes["decoder_intermediate_size"] = state["decoder.blocks.0.mlp.fc1.weight"].shape[0]
-    else:  # in pre-training there is a norm whatever the pooling
-        sizes["pooling"] = "cls" if has_part(state, "mae.norm") else "mean"
-    if has_part(state, "head") or has_part(state, "fc_norm"):
-        heads = [state[name].shape[0] for name in ("head.weight", "head.bias") if name in state]
-        sizes["num_labels"] = heads[0] if heads else 0
-    return sizes
-
-
-def find_grid(pos_embed: Tensor) -> tuple[tuple[int, int] | None, bool]:
-    """
-    The patch grid (rows, columns) of a position table `(1, 1 + L, D)`, and whether it is certain: the grid whose
-    sin-cos table it is, else the square one, else None.
-    """
-    num_patches, dim = pos_embed.shape[1] - 1, pos_embed.shape[2]
-    if not pos_embed.is_meta and dim % 4 == 0:
-        for rows in range(1, num_patches + 1):
-            if num_patches % rows == 0:
-                table = sincos_positions(dim, (rows, num_patches // rows))
-                if torch.allclose(pos_embed.float(), table, atol=1e-2):  # of bfloat16 too
-                    return (rows, num_patches // rows), True
-    side = math.isqrt(num_patches)
-    return ((side, side), False) if side and side * side == num_patches else (None, False)
-
-
-# Channels
-
-
-def inflate_values(values: Tensor, num_channels: int, how: str) -> Tensor:
-    """One value a channel, along the first dimension, for another number of channels: their mean, or repeated."""
-    if how == "mean":
-        return values.mean(dim=0, keepdim=True).expand(num_channels, *values.shape[1:])
-    return values[torch.arange(num_channels) % len(values)]
-
-
-def inflate(state: dict[str, Tensor], old: int, new: int, how: str | None) -> dict[str, Tensor]:
-    """
-    Tensors for images of `new` channels from those for `old`, by our names.
-
-    Args:
-        how:
-            "mean": every channel gets the mean of the old ones, so that of three to one a grey image gives what it
-            gave in three channels. "repeat": the old ones in turn. The patch projection is scaled by old / new,
-            which keeps its output's size; the decoder predicts for each new channel what it did for its origin.
-
-    Raises:
-        UserError: where `how` is None, because what other channels mean is the user's to say.
-    """
-    if how not in ("mean", "repeat"):
-        raise UserError(
-            f"The checkpoint is for {old} channels, not {new}: say with inflate_channels how the patch projection is "
-            f"to be inflated, mean or repeat{'' if how is None else f', not {how!r}'}."
-        )
-    state = dict(state)
-    name = "mae.patch_embed.proj.weight"
-    weight = inflate_values(state[name].float().transpose(0, 1), new, how).transpose(0, 1) * (old / new)
-    state[name] = weight.contiguous().to(state[name].dtype)
-    for name in ("decoder.pred.weight", "decoder.pred.bias"):
-        if name in state:  # the channel is last within a patch
-            rows = state[name].float().unflatten(0, (-1, old)).transpose(0, 1)
-            rows = inflate_values(rows, new, how).transpose(0, 1).flatten(0, 1)
-            state[name] = rows.contiguous().to(state[name].dtype)
-    return state

@@ -4,45 +4,26 @@ Any Masked Autoencoder checkpoint -> a model of ours.
 Every tensor is accounted for: what is not understood is refused, what is newly initialised or left out is told.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.utils import logging
 
 from configuration_mae import MAEConfig, to_pair
-from mae.conversion.config import LABEL_FIELDS, config_type, make_config, stated_fields
-from mae.conversion.layouts import (
-    LAYOUTS,
-    find_grid,
-    fold,
-    has_part,
-    inflate,
-    inflate_values,
-    read_sizes,
-    spelling_of,
-    to_ours,
-    to_size,
-)
-from mae.conversion.weights import Weights, listed, read_weights
+from mae.conversion.channels import inflate
+from mae.conversion.config import _checked, _names_of, _own_config, _wanted_fields, config_type, make_config, to_size
+from mae.conversion.layouts import LAYOUTS, has_part, spelling_of, to_ours
+from mae.conversion.report import LoadReport, fold, listed
+from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError, first_line
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
 
-# What may differ from the checkpoint without making its tensors mean something else: nothing depends on it, or it is
-# resampled, inflated or made anew, which is said.
-_FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
-_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
-_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
-_DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
-# Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
-_KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
 # Without these nothing can be said about a checkpoint; name -> number of dimensions.
 _ENCODER_TENSORS = {
     "mae.cls_token": 3,
@@ -59,59 +40,6 @@ _LEFT_OUT = {
     MAEForPreTraining: ("head.", "head_norm.", "fc_norm."),
     MAEForImageClassification: ("decoder.", "fc_norm.", "mae.norm."),
 }
-
-
-@dataclass
-class Found:
-    """
-    What [`load_checkpoint`] found and did; `str()` of it is a report for the user.
-
-    Args:
-        source: What was loaded, with the revision where it comes from the Hub.
-        layout: A name of [`LAYOUTS`].
-        num_tensors: How many the checkpoint has.
-        description: Parts and sizes, in words.
-        assumed: Settings that nothing in the checkpoint says.
-        changed: What was resampled, inflated or ignored.
-        new: Names of the model's tensors that were newly initialised.
-        unused: Names of tensors, by ours, that the model has no place for.
-        revision: The commit, where it comes from the Hub.
-    """
-
-    source: str
-    layout: str
-    num_tensors: int
-    description: str = ""
-    assumed: list[str] = field(default_factory=list)
-    changed: list[str] = field(default_factory=list)
-    new: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-    revision: str | None = None
-
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {self.layout} layout, {self.num_tensors} tensors, {self.description}"]
-        for title, items in (
-            ("assumed", self.assumed),
-            ("changed", self.changed),
-            ("newly initialised", summarise(self.new)),
-            ("left out", summarise(self.unused)),
-        ):
-            if items:
-                lines.append(f"  {title}: {'; '.join(items)}")
-        return "\n".join(lines)
-
-
-def summarise(names: Iterable[str]) -> list[str]:
-    """Tensor names by their part of the model: ["decoder (104 tensors)", "head (2 tensors)"]."""
-    names = list(names)
-    whole_decoder = "decoder.mask_token" in names
-    counts: dict[str, int] = {}
-    for name in names:
-        parts = name.split(".")
-        two = parts[0] == "mae" or (parts[0] == "decoder" and not whole_decoder)
-        part = ".".join(parts[: 1 + two])
-        counts[part] = counts.get(part, 0) + 1
-    return [f"{part} ({count} tensor{'s' if count > 1 else ''})" for part, count in counts.items()]
 
 
 @dataclass
@@ -132,7 +60,7 @@ class Plan:
     config: MAEConfig
     state: dict[str, Tensor]
     image_size: int | tuple[int, int]
-    found: Found
+    found: LoadReport
     original: "Plan | None" = None
 
 
@@ -147,7 +75,7 @@ def load_checkpoint(
     inflate_channels: str | None = None,
     retry_minutes: float = 0,
     **overrides: Any,
-) -> tuple[MAEPreTrainedModel, Found]:
+) -> tuple[MAEPreTrainedModel, LoadReport]:
     """
     A model from any Masked Autoencoder checkpoint: official, timm's, transformers' ViTMAE or ours.
 
@@ -244,7 +172,9 @@ def make_plan(
     has_classifier = has_part(state, "head") or has_part(state, "fc_norm")
     own_class = MAEForImageClassification if has_classifier else MAEModel
     own_class = MAEForPreTraining if has_decoder else own_class
-    found = Found(weights.source, layout, len(weights.tensors), changed=list(weights.notes), revision=weights.revision)
+    found = LoadReport(
+        weights.source, layout, len(weights.tensors), changed=list(weights.notes), revision=weights.revision
+    )
 
     own, fields = _own_config(weights, layout, state, overrides, found)
     wanted, image_size = _wanted_fields(weights.source, own, fields, overrides, inflate_channels, found)
@@ -283,30 +213,6 @@ def make_plan(
     return plan
 
 
-def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Overrides that are fields of the configuration, each by itself of the right type."""
-    overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
-    scratch = MAEConfig()
-    for name, value in overrides.items():
-        if name not in MAEConfig.__annotations__ and name not in LABEL_FIELDS:
-            raise UserError(f"{name} is not a field of the configuration.")
-        try:
-            if name in MAEConfig.__annotations__:
-                setattr(scratch, name, value)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            raise UserError(f"{name}={value!r}: {first_line(error.__cause__ or error)}") from None
-    id2label, num_labels = overrides.get("id2label"), overrides.get("num_labels")
-    if id2label is not None:
-        if not isinstance(id2label, dict) or num_labels not in (None, len(id2label)):
-            raise UserError(f"id2label={id2label!r} must name each of num_labels={num_labels} labels.")
-        overrides["num_labels"] = len(id2label)
-    if num_labels is not None and (type(num_labels) is not int or num_labels < 0):
-        raise UserError(f"num_labels={num_labels!r} must be a number of labels, or 0 for features alone.")
-    if overrides.get("num_channels", 1) < 1:
-        raise UserError(f"num_channels={overrides['num_channels']} must be positive.")
-    return overrides
-
-
 def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[str]]:
     """Tensors by our names, and the unknown ones; a `UserError` where they are not even an encoder."""
     state, unknown = to_ours(weights.tensors, spelling_of(weights.tensors, layout))
@@ -332,127 +238,6 @@ def _refuse(weights: Weights, layout: str, unknown: list[str], missing: list[str
     raise UserError(f"{weights.source} is no whole checkpoint of the {layout} layout. Tensors {'; '.join(problems)}.")
 
 
-def _own_config(
-    weights: Weights, layout: str, state: dict[str, Tensor], overrides: dict[str, Any], found: Found
-) -> tuple[MAEConfig, dict[str, Any]]:
-    """The configuration of the checkpoint as it is, and its fields; overrides say what nothing else does."""
-    source, pos_embed = weights.source, state["mae.pos_embed"]
-    fields, sizes = stated_fields(weights), read_sizes(state)
-    has_decoder = "decoder_hidden_size" in sizes
-    if layout == "vit_mae":
-        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
-    for name in sizes.keys() & fields.keys():
-        # An encoder of ours may be stored with the norm that its pooling does without, and has no labels.
-        optional = name == "pooling" and config_type(weights) == "mae"
-        if not optional and _comparable(fields[name]) != _comparable(sizes[name]):
-            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
-    fields = {**sizes, **fields}
-    for name, value in overrides.items():
-        free = name in _FREE_FIELDS or (name in _DECODER_FIELDS and not has_decoder)
-        if not free and name in fields and fields[name] != value:
-            raise UserError(f"{source} has {name}={fields[name]!r}, which its weights are made for, not {value!r}.")
-
-    for prefix, known in _KNOWN_HEADS.items():
-        name, width = f"{prefix}num_attention_heads", fields.get(f"{prefix}hidden_size")
-        if name in fields or (prefix and not has_decoder):
-            continue
-        if name not in overrides and width not in known:
-            raise UserError(
-                f"{source} does not say how many heads its attention has, and {width} is no width of the released "
-                f"models ({', '.join(map(str, known))}): give {name}."
-            )
-        if name not in overrides:
-            found.assumed.append(f"{name}={known[width]}, as in the released models of this width")
-        fields[name] = overrides.get(name, known.get(width))
-    fields["image_size"] = _own_image_size(source, fields, overrides.get("image_size"), pos_embed, found)
-    if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
-        found.assumed.append("pooling=mean, because there is no last norm")
-    if has_decoder and "norm_pix_loss" not in {**fields, **overrides}:
-        found.assumed.append("norm_pix_loss=False")
-    if "image_mean" not in {**fields, **overrides} and fields["num_channels"] == 3:
-        found.assumed.append("image_mean and image_std of ImageNet")
-    if (weights.config or {}).get("hidden_dropout_prob"):
-        found.changed.append("hidden_dropout_prob left out, which this model does not have")
-    if fields.get("id2label") and len(fields["id2label"]) != fields.get("num_labels", len(fields["id2label"])):
-        raise UserError(f"{source} has {fields['num_labels']} labels, but names of {len(fields['id2label'])}.")
-    return make_config(source, fields), fields
-
-
-def _names_of(config: MAEConfig) -> list[str] | None:
-    """The names of its classes; None where they have none but their numbers."""
-    names = list((config.id2label or {}).values())
-    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
-
-
-def _comparable(value: Any) -> Any:
-    return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
-
-
-def _own_image_size(
-    source: str, fields: dict[str, Any], asked: int | tuple[int, int] | None, pos_embed: Tensor, found: Found
-) -> int | tuple[int, int]:
-    """What images the position table is for: as stated, as it shows itself, as asked for, or the square."""
-    patch_size, num_patches = to_pair(fields["patch_size"]), pos_embed.shape[1] - 1
-
-    def grid_of(size: Any) -> tuple[int, ...]:
-        return tuple(side // patch for side, patch in zip(to_pair(size), patch_size))
-
-    stated = fields.get("image_size")
-    try:
-        if stated is not None and math.prod(grid_of(stated)) == num_patches:
-            return stated
-    except (TypeError, ValueError):
-        raise UserError(f"{source} says image_size={stated!r}, which is no size.") from None
-    grid, certain = find_grid(pos_embed)
-    if stated is None and certain:
-        return to_size(count * side for count, side in zip(grid, patch_size))
-    if asked is not None and math.prod(grid_of(asked)) == num_patches:
-        rows, columns = grid_of(asked)
-        found.assumed.append(f"positions for {rows} x {columns} patches, as image_size={asked} has them")
-        return asked
-    if stated is not None:
-        raise UserError(
-            f"{source} has positions for {num_patches} patches; images of {stated} pixels in patches of "
-            f"{fields['patch_size']} have {math.prod(grid_of(stated))}: give the image_size that it was trained at."
-        )
-    if grid is None:
-        raise UserError(
-            f"{source} has positions for {num_patches} patches, which make no square: give the image_size (height, "
-            "width) that it was trained at."
-        )
-    size = to_size(count * side for count, side in zip(grid, patch_size))
-    found.assumed.append(f"image_size={size}")
-    return size
-
-
-def _wanted_fields(
-    source: str,
-    own: MAEConfig,
-    fields: dict[str, Any],
-    overrides: dict[str, Any],
-    inflate_channels: str | None,
-    found: Found,
-) -> tuple[dict[str, Any], int | tuple[int, int]]:
-    """The fields of the wanted model, and its image size."""
-    wanted = {**fields, **overrides}
-    if "num_labels" in overrides and overrides["num_labels"] != fields.get("num_labels"):
-        wanted = {name: wanted[name] for name in wanted if name in overrides or name not in ("id2label", "label2id")}
-    channels = wanted["num_channels"]
-    if inflate_channels is not None and channels == own.num_channels:
-        raise UserError(f"inflate_channels={inflate_channels} has nothing to do: {source} has {channels} channels.")
-    if channels != own.num_channels and not {"image_mean", "image_std"} <= overrides.keys():
-        if own.image_mean is None:
-            statistics = ([0.0] * channels, [1.0] * channels) if channels == 3 else (None, None)
-        elif inflate_channels in ("mean", "repeat"):
-            own_statistics = (torch.tensor(own.image_mean), torch.tensor(own.image_std))
-            statistics = [inflate_values(values, channels, inflate_channels).tolist() for values in own_statistics]
-        else:
-            statistics = (None, None)
-        wanted["image_mean"], wanted["image_std"] = statistics
-        found.changed.append(f"image_mean={wanted['image_mean']} and image_std={wanted['image_std']}")
-    return wanted, overrides.get("image_size", own.image_size)
-
-
 def _account(
     weights: Weights,
     layout: str,
@@ -460,7 +245,7 @@ def _account(
     config: MAEConfig,
     state: dict[str, Tensor],
     unknown: list[str],
-    found: Found,
+    found: LoadReport,
 ) -> dict[str, Tensor]:
     """The tensors that the model takes; whole parts may be new or left out, anything else is refused."""
     try:

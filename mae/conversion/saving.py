@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ViTMAEConfig
 
-from configuration_mae import MAEConfig, to_pair
-from mae.conversion.config import LABEL_FIELDS
+from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair
 from mae.conversion.layouts import LAYOUTS, from_ours, names_in
 from mae.conversion.weights import CONFIG_FILE
 from mae.utils.errors import UserError, first_line
@@ -24,7 +23,6 @@ from modeling_mae import (
 
 
 TORCH_FILE = "checkpoint.pth"
-
 # Settings that the other codes fix, and that change what a model computes.
 _FIXED = {
     "official": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
@@ -34,7 +32,7 @@ _FIXED = {
 }
 
 
-def our_state(model: MAEPreTrainedModel) -> dict[str, Tensor]:
+def full_state_dict(model: MAEPreTrainedModel) -> dict[str, Tensor]:
     """The tensors of any of our models, named as in the larger ones."""
     prefix = "mae." if isinstance(model, MAEModel) else ""
     return {prefix + name: tensor for name, tensor in model.state_dict().items()}
@@ -75,7 +73,7 @@ def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
 
 def lost_in(model: MAEPreTrainedModel, layout: str) -> list[str]:
     """Names of tensors, and settings of training, that the code of a layout has no place for."""
-    names = our_state(model)
+    names = full_state_dict(model)
     known = names_in(LAYOUTS[layout][0], names)
     lost = [name for name in names if name not in known]
     if isinstance(model, MAEForPreTraining) and layout == "vit_mae":
@@ -102,7 +100,7 @@ def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> Non
     if layout == "mae":
         model.save_pretrained(folder)
         return
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in our_state(model).items()}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in full_state_dict(model).items()}
     tensors = from_ours(state, LAYOUTS[layout][0])
     if layout == "official":
         names = list(MAEConfig.__annotations__)

@@ -31,8 +31,9 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mae.conversion.report import listed
 from mae.utils.errors import UserError, first_line
-from mae.utils.retries import Patience
+from mae.utils.retries import Retry
 
 
 CONFIG_FILE = "config.json"
@@ -271,16 +272,7 @@ def _refuse_any(source: str, problems: dict[str, list[str]]) -> None:
             raise UserError(f"{source} {problem}: {listed(names)}.")
 
 
-def listed(names: list[str], most: int = 8) -> str:
-    """Names in a line; of very many the first ones and how many more."""
-    names = [name if name.isprintable() else repr(name) for name in names]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
 # Hub
-
-
 def hub_name(name: str) -> str:
     """owner/name of a model, as people copy it from timm's documentation or from the address of its page."""
     for prefix in ("hf-hub:", "hf://", "https://huggingface.co/"):
@@ -293,7 +285,7 @@ def _read_hub(name: str, revision: str | None, allow_pickle: bool, retry_minutes
     here = f"{asked} is neither a file nor a directory here"
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.endswith((".safetensors", *_TORCH_SUFFIXES)):
         raise UserError(f"{here}, and cannot be a model on the Hub (which is named owner/name).")
-    notes, patience = [], Patience(asked, retry_minutes)
+    notes, patience = [], Retry(asked, retry_minutes)
 
     def download(file: str, revision: str | None) -> Path:
         while True:

@@ -20,7 +20,6 @@ try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:
     decode_jpeg = None
-
 # JPEGs from here on are decoded at a fraction of their size where the crop allows it.
 LARGE_PIXELS = 12_000_000
 _NPY = b"\x93NUMPY"

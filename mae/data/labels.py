@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, LargeList, List, Value
 
-from mae.data.order import hash_key, permutation
-from mae.data.sources import ImageFileSource, Part, Source, row_origins, take_rows
+from mae.data.sources import ImageFileSource, Source
+from mae.data.subsets import Subset, row_origins, take_rows
 from mae.utils.errors import UserError
+from mae.utils.hashing import hash_key, permutation
 
 
 _SHOWN = 5
@@ -91,7 +92,7 @@ def read_labels(
     Raises:
         UserError: naming images without a label, classes that are not among `names`, and columns that hold no labels.
     """
-    if isinstance(source, Part):
+    if isinstance(source, Subset):
         return read_labels(source.source, what, label_column_name, names)[source.all_rows()]
     if isinstance(source, ImageFileSource):
         if label_column_name is not None:
@@ -201,7 +202,7 @@ def _refuse_labels(source: Source, what: str, column: str, rows: np.ndarray, val
     )
 
 
-def draw_rows(labels: Labels, count: int, seed: int, what: str) -> np.ndarray:
+def stratified_sample(labels: Labels, count: int, seed: int, what: str) -> np.ndarray:
     """
     `count` rows drawn from a seed, ascending: of each class its share of them, to one image (stratified); of images
     with several labels any.
@@ -245,6 +246,6 @@ def hold_out_labelled(
             f"{flag} {share:g} of {total} images leaves {total - count} to train on and {count} held out: "
             "give another share."
         )
-    held = draw_rows(labels, count, seed, "held out")
+    held = stratified_sample(labels, count, seed, "held out")
     rest = np.setdiff1d(np.arange(total), held, assume_unique=True)
     return select(source, labels, rest), select(source, labels, held)

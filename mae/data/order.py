@@ -10,7 +10,6 @@ gradient accumulation only divide the sequence, and one integer resumes it.
 The idea is MosaicML Streaming's elastic determinism; here it needs no data format of its own.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,22 +17,12 @@ from functools import lru_cache
 import numpy as np
 
 from mae.utils.errors import UserError
-
-
-def hash_key(*values: int | str | bytes, size: int = 8) -> bytes:
-    """A short hash of a tuple of values, the same on every machine and version."""
-    return hashlib.blake2b(repr(values).encode(), digest_size=size).digest()
+from mae.utils.hashing import hash_key, permutation
 
 
 def sample_seed(seed: int, epoch: int, position: int) -> int:
     """Seed of all randomness of one sample: crop, flip and mask."""
     return int.from_bytes(hash_key("sample", seed, epoch, position), "big") >> 1
-
-
-def permutation(length: int, *key: int | str) -> np.ndarray:
-    """A permutation of range(length) drawn from a key. Raw generator bits, because only these never change."""
-    bits = np.random.Philox(key=int.from_bytes(hash_key("permutation", *key, size=16), "big")).random_raw(length)
-    return np.argsort(bits, kind="stable")
 
 
 @dataclass(frozen=True)

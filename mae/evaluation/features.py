@@ -1,50 +1,51 @@
 """Features of images by a frozen encoder, for what is not trained: nearest neighbours, files of features."""
 
+import logging
+import os
+from pathlib import Path
+
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from tqdm import tqdm
 
-from mae.arguments.recipes import FeatureArguments
-from mae.conversion.loading import Found, load_checkpoint
+from mae.data.loader import default_num_workers
 from mae.data.sources import Source
-from mae.evaluation.inference import Mapped, encode, map_images
-from mae.training.accelerator import default_num_workers, say
-from mae.utils.errors import RunError, UserError
+from mae.evaluation.inference import Outputs, map_images
+from mae.utils.errors import RunError
 from modeling_mae import MAEModel
 
 
-def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple[MAEModel, Found]:
-    """
-    The encoder that flags name, on its device, and what was found in the checkpoint. A pooling that none names is
-    the encoder's.
+logger = logging.getLogger(__name__)
 
-    Raises:
-        UserError: as [`load_checkpoint`], and for a layer that it does not have.
+
+def encode(model: MAEModel, pixel_values: Tensor, pooling: str, layer: int | None = None) -> Tensor:
     """
-    size, fields = arguments.image_size, {}
-    if size is not None:
-        fields["image_size"] = size[0] if len(size) == 1 else tuple(size)
-    encoder, found = load_checkpoint(
-        arguments.model_name_or_path,
-        MAEModel,
-        revision=arguments.model_revision,
-        allow_pickle=arguments.allow_pickle,
-        dtype=torch.float32,
-        retry_minutes=arguments.data_retry_minutes,
-        **fields,
-    )
-    depth = len(encoder.blocks)
-    if arguments.layer is not None and not -depth <= arguments.layer <= depth:
-        raise UserError(f"--layer {arguments.layer}: this encoder has {depth} blocks, 0 to {depth} or -{depth} to -1.")
-    if encoder.config.num_channels != 3 and encoder.config.image_mean is None:
-        say("Note: images are not normalised, because nothing says what mean and deviation the model is for.")
-    arguments.pooling = arguments.pooling or encoder.config.pooling
-    return encoder.to(accelerator.device).eval(), found
+    Features of images, float32 of shape `(B, D)`.
+
+    Args:
+        pooling: "cls" for the cls token, "mean" for the mean of the patch tokens.
+        layer: The block after which they are taken, from 1, negative ones from the last; 0 is what enters the first.
+            Default: the encoder's output, after its final norm.
+    """
+    outputs = model(pixel_values, output_hidden_states=layer is not None, return_dict=True)
+    tokens = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
+    return (tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)).float()
 
 
 def compute_features(
-    encoder: MAEModel, source: Source, arguments: FeatureArguments, accelerator: Accelerator, what: str
-) -> Mapped:
+    encoder: MAEModel,
+    source: Source,
+    accelerator: Accelerator,
+    what: str,
+    pooling: str,
+    layer: int | None = None,
+    batch_size: int = 64,
+    num_workers: int | None = None,
+    retry_minutes: float = 0,
+) -> Outputs:
     """
     Features of every image of a source, on all processes; images that cannot be read are told and left out.
 
@@ -54,7 +55,6 @@ def compute_features(
     Raises:
         RunError: where none can be read.
     """
-    num_workers = arguments.dataloader_num_workers
     bar = tqdm(
         total=sum(source.group_sizes),
         desc=f"features, {what}",
@@ -63,19 +63,38 @@ def compute_features(
     )
     with bar, accelerator.autocast():
         mapped = map_images(
-            lambda pixel_values, rows: {"features": encode(encoder, pixel_values, arguments.pooling, arguments.layer)},
+            lambda pixel_values, rows: {"features": encode(encoder, pixel_values, pooling, layer)},
             source,
             encoder.config,
             accelerator.device,
-            arguments.batch_size,
+            batch_size,
             default_num_workers(accelerator.device) if num_workers is None else num_workers,
-            arguments.data_retry_minutes,
+            retry_minutes,
             show=bar.update,
         )
     for (file, row), reason in mapped.skipped[:5]:
-        say(f"Skipped an unreadable image, {file} row {row}: {reason}")
+        logger.info(f"Skipped an unreadable image, {file} row {row}: {reason}")
     if len(mapped.skipped) > 5:
-        say(f"Skipped {len(mapped.skipped) - 5:,} more unreadable images")
+        logger.info(f"Skipped {len(mapped.skipped) - 5:,} more unreadable images")
     if not len(mapped.rows):
         raise RunError(f"None of the {what} images can be read.")
     return mapped
+
+
+def _read_features(path: Path) -> Outputs | None:
+    try:
+        tensors = load_file(path)
+        return Outputs(tensors["rows"].numpy(), {"features": tensors["features"]})
+    except (OSError, SafetensorError, KeyError):  # not there, or damaged: as if it were not there
+        return None
+
+
+def _write_features(path: Path, mapped: Outputs) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {"rows": torch.from_numpy(mapped.rows), "features": mapped.outputs["features"]}
+        unfinished = path.with_suffix(f".{os.getpid()}")
+        save_file(tensors, unfinished)
+        os.replace(unfinished, path)
+    except (OSError, SafetensorError) as error:  # a cache that cannot be written is no reason to stop
+        logger.info(f"Note: the features are not kept: {error}")

@@ -10,11 +10,14 @@ from accelerate.utils import gather, gather_object
 from torch import Tensor
 
 from configuration_mae import MAEConfig
-from mae.data.loader import Batch, EvaluationExamples, lost_worker, make_loader, normalize
+from mae.data.batch import Batch
+from mae.data.loader import make_loader, worker_failure
+from mae.data.normalization import normalize
 from mae.data.order import SampleOrder
-from mae.data.sources import Source, take_rows
+from mae.data.sources import Source
 from mae.data.stream import SampleStream
-from modeling_mae import MAEModel
+from mae.data.subsets import take_rows
+from mae.data.transforms import EvaluationTransform
 
 
 # Rows that are read as one.
@@ -22,7 +25,7 @@ _WINDOW = 256
 
 
 @dataclass
-class Mapped:
+class Outputs:
     """
     What a function gave for the images of a source.
 
@@ -48,7 +51,7 @@ def map_images(
     retry_minutes: float = 0,
     is_stopped: Callable[[], bool] = lambda: False,
     show: Callable[[int], object] = lambda count: None,
-) -> Mapped | None:
+) -> Outputs | None:
     """
     Applies a function to every image exactly once: each process takes its share, none is padded with images that
     count twice, and the result is the same on all. Every process must call; each calls the function as often as the
@@ -67,7 +70,7 @@ def map_images(
     num_processes, total = state.num_processes, sum(source.group_sizes)
     bounds = [total * rank // num_processes for rank in range(num_processes + 1)]
     first, last = bounds[state.process_index], bounds[state.process_index + 1]
-    examples = EvaluationExamples(config)
+    examples = EvaluationTransform(config)
     batches = iter(())
     if last > first:
         share = source if num_processes == 1 else take_rows(source, np.arange(first, last))
@@ -87,7 +90,7 @@ def map_images(
         except (OSError, EOFError) as error:
             if not num_workers:
                 raise
-            raise lost_worker(error) from error  # half of a batch was sent
+            raise worker_failure(error) from error  # half of a batch was sent
         skipped += batch.skipped
         # A share is a run of rows, and so its own numbers go on from its first.
         rows = np.asarray(batch.rows, dtype=np.int64) + first
@@ -110,18 +113,4 @@ def map_images(
         skipped = gather_object(skipped)
     if not seen.all():
         results = {name: value[seen] for name, value in results.items()}
-    return Mapped(seen.nonzero().flatten().numpy(), results, skipped)
-
-
-def encode(model: MAEModel, pixel_values: Tensor, pooling: str, layer: int | None = None) -> Tensor:
-    """
-    Features of images, float32 of shape `(B, D)`.
-
-    Args:
-        pooling: "cls" for the cls token, "mean" for the mean of the patch tokens.
-        layer: The block after which they are taken, from 1, negative ones from the last; 0 is what enters the first.
-            Default: the encoder's output, after its final norm.
-    """
-    outputs = model(pixel_values, output_hidden_states=layer is not None, return_dict=True)
-    tokens = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
-    return (tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)).float()
+    return Outputs(seen.nonzero().flatten().numpy(), results, skipped)

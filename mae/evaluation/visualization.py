@@ -8,13 +8,12 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from mae.data.loader import denormalize
+from mae.data.normalization import denormalize
 from modeling_mae import MAEForPreTraining, MAEReconstructionOutput
 
 
 matplotlib.rcParams["axes.spines.top"] = False
 matplotlib.rcParams["axes.spines.right"] = False
-
 
 # What of evaluations.jsonl is drawn as a share, and what it is called there.
 _SCORES = {

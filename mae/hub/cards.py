@@ -170,7 +170,7 @@ def training_time(metrics: list[dict], batch_size: int) -> tuple[float, float]:
 
 
 @dataclass
-class Facts:
+class RunFacts:
     """
     What a card tells of a training run.
 
@@ -218,7 +218,7 @@ def _last(lines: list[dict], name: str) -> float | None:
     return next((line[name] for line in reversed(lines) if line.get(name) is not None), None)
 
 
-def _metadata(facts: Facts, task: str, scores: dict[str, tuple[str, float]], *tags: str) -> ModelCardData:
+def _metadata(facts: RunFacts, task: str, scores: dict[str, tuple[str, float]], *tags: str) -> ModelCardData:
     """
     Args:
         scores: Name of a metric -> its type on the Hub, and its value.
@@ -247,11 +247,11 @@ def _metadata(facts: Facts, task: str, scores: dict[str, tuple[str, float]], *ta
     )
 
 
-def _under_way(facts: Facts, step: int) -> list[str]:
+def _under_way(facts: RunFacts, step: int) -> list[str]:
     return [f"**Training is under way: this is step {step} of {facts.steps}.**"] if step < facts.steps else []
 
 
-def _training_table(facts: Facts, step: int, metrics: list[dict], own: list[tuple[str, Any]]) -> str:
+def _training_table(facts: RunFacts, step: int, metrics: list[dict], own: list[tuple[str, Any]]) -> str:
     """
     How a model was trained.
 
@@ -304,7 +304,7 @@ def _training_table(facts: Facts, step: int, metrics: list[dict], own: list[tupl
     )
 
 
-def pretraining_card(facts: Facts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
     """
     The card of a pre-trained model, finished or on the way.
 
@@ -407,7 +407,7 @@ _PROTOCOLS = {
 }
 
 
-def classification_card(facts: Facts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+def classification_card(facts: RunFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
     """The card of a classifier; arguments as in [`pretraining_card`]."""
     config, recipe = facts.config, facts.recipe
     several = config.problem_type == "multi_label_classification"

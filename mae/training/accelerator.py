@@ -2,15 +2,12 @@
 
 import os
 import platform
-import sys
 import warnings
-from collections.abc import Callable
 from datetime import timedelta
 from importlib import metadata
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -18,24 +15,18 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     InitProcessGroupKwargs,
     ProjectConfiguration,
-    broadcast_object_list,
     is_tensorboard_available,
     is_trackio_available,
     is_wandb_available,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from tqdm import tqdm
 
-from mae.arguments.recipes import RunArguments
-from mae.utils.errors import RunError, UserError, first_line
+from mae.arguments.run import RunArguments
+from mae.utils.distributed import count_cores
+from mae.utils.errors import UserError, first_line
+from mae.utils.files import LOGS_FOLDER
 
 
-Result = TypeVar("Result")
-
-# More are not started by themselves: one process hands them their images.
-MAX_WORKERS = 16
-# In the output directory.
-LOGS_FOLDER = "logs"
 _TRACKERS = {
     "tensorboard": is_tensorboard_available,
     "trackio": is_trackio_available,
@@ -110,56 +101,9 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
     return accelerator
 
 
-def is_main_process() -> bool:
-    """Whether this is the first of all processes, on whatever machine."""
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def say(message: object) -> None:
-    """To standard output, by the first of all processes; Accelerate's own print has one for each machine."""
-    if is_main_process():
-        tqdm.write(str(message))
-        sys.stdout.flush()
-
-
 def process_timeout(arguments: RunArguments) -> timedelta:
     """How long processes wait for each other: one may wait for its data."""
     return timedelta(minutes=30 + arguments.data_retry_minutes)
-
-
-def count_cores() -> int:
-    """This process's share of the machine's cores, rounded down."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
-def default_num_workers(device: torch.device) -> int:
-    """
-    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
-    one of them decodes.
-    """
-    return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
-
-
-def on_main_process(function: Callable[[], Result]) -> Result:
-    """
-    What a function gives on the main process, to all; every process must call. So is the output directory used,
-    because the others may be on machines that do not see it. An error that ends the main process ends all.
-    """
-    result, error = None, None
-    if is_main_process():
-        try:
-            result = function()
-        except (UserError, RunError) as found:
-            error = found
-    if dist.is_initialized():
-        values = [result, error]
-        broadcast_object_list(values)
-        result, error = values
-    if error is not None:
-        error.is_told = not is_main_process()
-        raise error
-    return result
 
 
 def describe_environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -4,77 +4,38 @@ last blocks, or a classifier on frozen features.
 """
 
 import json
-import os
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationRecipe
-from mae.cli.model import build_model, hash_weights
-from mae.conversion.layouts import has_part
-from mae.conversion.loading import Found
-from mae.conversion.weights import Weights
+from mae.data.batch import Batch
 from mae.data.labels import Labels
-from mae.data.loader import Batch, Examples, LabelledExamples, make_loader, normalize, seeded
-from mae.data.order import hash_key
+from mae.data.loader import make_loader
+from mae.data.normalization import normalize
 from mae.data.sources import Source
-from mae.evaluation.accuracy import Accuracy
-from mae.evaluation.inference import Mapped, encode, map_images
-from mae.training.accelerator import say
+from mae.data.transforms import ClassificationTransform, SampleDataset, seeded
+from mae.evaluation.accuracy import AccuracyEvaluator
+from mae.evaluation.features import _read_features, _write_features, encode
+from mae.evaluation.inference import Outputs, map_images
 from mae.training.loop import Training
 from mae.training.optimization import LARS, make_optimizer, parameter_groups
 from mae.training.run_directory import RunDirectory
 from mae.utils.errors import DataError, UserError
+from mae.utils.hashing import hash_key, hash_weights
 from modeling_mae import MAEForImageClassification, MAEModelOutput
 
 
-def build_classifier(
-    recipe: ClassificationRecipe, weights: Weights | None, labels: Labels
-) -> tuple[MAEForImageClassification, Found | None]:
-    """
-    The classifier that a recipe names, for these labels: settings of the protocol that the recipe leaves open are
-    resolved by the model's size.
-
-    Raises:
-        UserError: where there is no model to start from, and as [`build_model`].
-    """
-    if weights is None and not recipe.from_scratch:
-        raise UserError(
-            "--model_name_or_path names the pre-trained model to start from; --from_scratch trains one of random "
-            "weights, the baseline."
-        )
-    defaults: dict[str, Any] = {
-        "id2label": dict(enumerate(labels.names)),
-        "label2id": {name: index for index, name in enumerate(labels.names)},
-        "num_labels": len(labels.names),
-        "problem_type": labels.problem_type,
-        "head_batch_norm": recipe.protocol == "linear",
-    }
-    # The official protocols': the mean of the patch tokens, but for a linear probe cls. A classifier keeps its own.
-    if weights is None or not any(has_part(weights.tensors, part) for part in ("head", "fc_norm")):
-        defaults["pooling"] = "cls" if recipe.protocol == "linear" else "mean"
-    if labels.is_multi_label:
-        if recipe.label_smoothing_factor:
-            raise UserError("--label_smoothing_factor is for images with one label; these have several.")
-        recipe.label_smoothing_factor = 0.0
-    model, found = build_model(recipe, weights, MAEForImageClassification, defaults)
-    recipe.resolve(model.config)
-    model.mae.set_drop_path_rate(recipe.drop_path_rate)
-    if recipe.protocol != "finetune":
-        freeze_encoder(model, recipe.num_trainable_blocks or 0)
-    return model, found
+logger = logging.getLogger(__name__)
 
 
 def freeze_encoder(model: MAEForImageClassification, num_trainable_blocks: float = 0) -> None:
@@ -114,12 +75,12 @@ class Classification(Training):
 
     task = "fine-tuning"
 
-    def __init__(self, model, source, recipe, arguments, accelerator, accuracy: Accuracy, labels: Labels):
+    def __init__(self, model, source, recipe, arguments, accelerator, accuracy: AccuracyEvaluator, labels: Labels):
         self.labels = labels
         self.accuracy = accuracy
         # What does not change is computed once.
         self.is_cached = recipe.protocol == "linear" and recipe.augmentation == "none"
-        self.features: Mapped | None = None
+        self.features: Outputs | None = None
         self.min_learning_rate = 0.0 if recipe.protocol == "linear" else 1e-6
         mixes = [
             mix(alpha=alpha, num_classes=len(labels.names))
@@ -147,10 +108,10 @@ class Classification(Training):
         identity["model"] |= {"num_labels": len(self.labels.names), "problem_type": self.labels.problem_type}
         return identity
 
-    def make_examples(self) -> LabelledExamples:
+    def make_examples(self) -> ClassificationTransform:
         recipe = self.recipe
         crops = recipe.augmentation != "none"
-        return LabelledExamples(
+        return ClassificationTransform(
             self.model.config,
             self.labels.values,
             min_crop_area=recipe.min_crop_area if crops else None,
@@ -198,7 +159,7 @@ class Classification(Training):
             self.accuracy.features = self._features("held-out", self.accuracy.source, is_stopped)
         return self.accuracy.features is not None
 
-    def _features(self, name: str, source: Source, is_stopped: Callable[[], bool]) -> Mapped | None:
+    def _features(self, name: str, source: Source, is_stopped: Callable[[], bool]) -> Outputs | None:
         """Of all images of a source, from the cache where they are there; None where it was stopped."""
         config, accelerator = self.model.config, self.accelerator
         own = {name: getattr(config, name) for name in MAEConfig.__annotations__}
@@ -209,7 +170,7 @@ class Classification(Training):
         # All of them compute what one machine lacks.
         is_there = torch.tensor(int(kept is not None), device=accelerator.device)
         if int(accelerator.reduce(is_there, "sum")) == accelerator.num_processes:
-            say(f"Features of the {len(kept.rows):,} {name} images: computed before, {path}")
+            logger.info(f"Features of the {len(kept.rows):,} {name} images: computed before, {path}")
             return kept
         self.model.eval()
         total = sum(source.group_sizes)
@@ -239,7 +200,7 @@ class Classification(Training):
         if self.features is None:
             return super()._make_loader(first_step)
         stream = self.make_stream(first_step, _Rows(self.source))
-        return make_loader(stream, FeatureExamples(self.features, self.labels.values))
+        return make_loader(stream, FeatureDataset(self.features, self.labels.values))
 
 
 class _Rows:
@@ -255,10 +216,10 @@ class _Rows:
             yield b""
 
 
-class FeatureExamples(Examples):
+class FeatureDataset(SampleDataset):
     """Features in the place of images, a micro-batch at once."""
 
-    def __init__(self, features: Mapped, labels: np.ndarray):
+    def __init__(self, features: Outputs, labels: np.ndarray):
         self.features = features.outputs["features"]
         self.labels = labels
         self.reasons = dict(features.skipped)
@@ -289,22 +250,3 @@ class FeatureExamples(Examples):
 
     def collate(self, batch: Batch) -> Batch:
         return batch
-
-
-def _read_features(path: Path) -> Mapped | None:
-    try:
-        tensors = load_file(path)
-        return Mapped(tensors["rows"].numpy(), {"features": tensors["features"]})
-    except (OSError, SafetensorError, KeyError):  # not there, or damaged: as if it were not there
-        return None
-
-
-def _write_features(path: Path, mapped: Mapped) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"rows": torch.from_numpy(mapped.rows), "features": mapped.outputs["features"]}
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        save_file(tensors, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:  # a cache that cannot be written is no reason to stop
-        say(f"Note: the features are not kept: {error}")

@@ -91,9 +91,3 @@ class Interruption:
         flags = torch.tensor(wishes, dtype=torch.uint8)
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group)
         return flags.bool().tolist()
-
-
-def ignore_in_workers(worker: int) -> None:
-    """For decoding processes: a request that reaches a whole process group is their parent's to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

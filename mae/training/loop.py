@@ -5,6 +5,7 @@ Model and optimizer are prepared by Accelerate, the data never is: the stream al
 each global batch, and a prepared DataLoader would take every other batch of it.
 """
 
+import logging
 import multiprocessing
 import signal
 import time
@@ -22,21 +23,32 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import Recipe, RunArguments
-from mae.cli.model import hash_weights
-from mae.data.loader import Batch, Examples, is_of_a_worker, lost_worker, make_loader, samples_digest
+from mae.arguments.recipes import Recipe
+from mae.arguments.run import RunArguments
+from mae.data.batch import Batch, samples_digest
+from mae.data.loader import default_num_workers, is_worker_failure, make_loader, worker_failure
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
 from mae.data.stream import SampleStream
-from mae.evaluation.accuracy import Evaluator
-from mae.training.accelerator import default_num_workers, on_main_process, process_timeout, say
+from mae.data.transforms import SampleDataset
+from mae.evaluation.evaluator import EvaluationContext, Evaluator
+from mae.training.accelerator import process_timeout
+from mae.training.average import AveragedWeights
+from mae.training.checkpointing import NONFINITE
 from mae.training.flops import peak_flops
 from mae.training.interruption import Interruption, StoppedWaiting
-from mae.training.optimization import AveragedWeights, GuardedStep, learning_rate_at
-from mae.training.run_directory import EVALUATIONS_FILE, NONFINITE, SKIPPED_FILE, RunDirectory
+from mae.training.optimization import GuardedStep
+from mae.training.run_directory import RunDirectory
+from mae.training.schedule import learning_rate_at
 from mae.training.tracking import start_trackers, track
+from mae.utils.distributed import on_main_process
 from mae.utils.errors import DataError, Interrupted, RunError, UserError, first_line
+from mae.utils.files import EVALUATIONS_FILE, SKIPPED_FILE
+from mae.utils.hashing import hash_weights
 from modeling_mae import MAEPreTrainedModel
+
+
+logger = logging.getLogger(__name__)
 
 
 class Training:
@@ -104,12 +116,12 @@ class Training:
         if recipe.warmup_ratio is not None:
             self.warmup_epochs = recipe.warmup_ratio * self.num_epochs
         if self.warmup_epochs and self.warmup_epochs >= self.num_epochs:
-            say(
+            logger.info(
                 f"Note: the warm-up of {self.warmup_epochs:g} epochs is no shorter than the run of "
                 f"{self.num_epochs:.3g} epochs: the learning rate only rises, and does not reach its peak."
             )
         if self.order.is_coarse:
-            say(
+            logger.info(
                 f"Note: the data has few row groups ({len(source.group_sizes)}), which are what is permuted in each "
                 f"epoch; within them rows are only shuffled over --shuffle_buffer_size {recipe.shuffle_buffer_size}. "
                 "A larger one mixes better, and takes more memory; or write the data in smaller row groups."
@@ -119,7 +131,7 @@ class Training:
 
     # What a task says
 
-    def make_examples(self) -> Examples:
+    def make_examples(self) -> SampleDataset:
         """What it makes of samples."""
         raise NotImplementedError
 
@@ -272,9 +284,9 @@ class Training:
                         f"--torch_compile does not work here ({first_line(error)}): it needs a C++ compiler on a CPU "
                         "and Triton on a GPU. Without the flag the run gives the same."
                     ) from error
-                if not is_of_a_worker(error):
+                if not is_worker_failure(error):
                     raise
-                raise lost_worker(error) from error
+                raise worker_failure(error) from error
 
     def _end_loading(self) -> None:
         """Ends decoding processes and reading threads, also where a traceback keeps everything else."""
@@ -320,7 +332,7 @@ class Training:
             return 0
         self.num_bad, self.loss = state["num_bad"], state["loss"]
         self.guard.load_state_dict(state)
-        say(f"Going on after step {state['step']}.")
+        logger.info(f"Going on after step {state['step']}.")
         return state["step"]
 
     def _save(self, step: int, run: RunDirectory) -> None:
@@ -349,7 +361,7 @@ class Training:
         except (OSError, EOFError) as error:
             if not self.num_workers:
                 raise
-            raise lost_worker(error) from error  # half of a batch was sent
+            raise worker_failure(error) from error  # half of a batch was sent
         # Before anything of the step that processes do together.
         (is_stalled,) = interruption.agree(batch is None)
         if is_stalled:
@@ -374,6 +386,12 @@ class Training:
         """Whether any process was asked to stop; every one must ask."""
         return lambda: interruption.agree(interruption.signal is not None)[0]
 
+    def _is_due(self, evaluator: Evaluator, step: int) -> bool:
+        every = evaluator.every_steps
+        if evaluator.every_epochs is not None:
+            every = max(round(evaluator.every_epochs * self.steps_per_epoch), 1)
+        return every is not None and step % every == 0
+
     @torch.no_grad()
     def _evaluate(self, step: int, run: RunDirectory, interruption: Interruption) -> None:
         """
@@ -384,17 +402,22 @@ class Training:
         """
 
         is_stopped = self._asker(interruption)
-        due = [evaluator for evaluator in self.evaluators if step % evaluator.every == 0 or step == self.num_steps]
+        due = [evaluator for evaluator in self.evaluators if step == self.num_steps or self._is_due(evaluator, step)]
         if not due:
             return
-        epoch, found = step / self.steps_per_epoch, {}
+        context = EvaluationContext(step, step / self.steps_per_epoch, run.path, is_stopped)
+        found: dict[str, Any] = {}
         self.model.eval()
         # To compile for other shapes would take longer than all that is computed.
         stance = torch.compiler.set_stance("force_eager") if self.arguments.torch_compile else nullcontext()
         average = nullcontext() if self.average is None else self.average.applied()
         with stance, average, self.accelerator.autocast():
             for evaluator in due:
-                found |= evaluator(self.model, step, epoch, run, is_stopped)
+                evaluation = evaluator(self.model, context)
+                if evaluation is not None:
+                    found |= evaluation.values
+                    if evaluation.skipped:
+                        run.log_skipped(evaluation.skipped)
             stopped = is_stopped()
             for module in self.model.modules():
                 if isinstance(module, FSDPModule):
@@ -404,7 +427,7 @@ class Training:
         if stopped:
             self._save(step, run)
             self._leave(interruption, step)
-        line = {"step": step, "epoch": epoch}
+        line = {"step": step, "epoch": context.epoch}
         for name, value in found.items():
             line[name] = value.relative_to(run.path).as_posix() if isinstance(value, Path) else value
         run.log(line, EVALUATIONS_FILE)

@@ -1,30 +1,9 @@
 """Optimizer and schedule of the paper's recipes (Tables 8 and 9)."""
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-
-
-def learning_rate_at(
-    epoch: float, learning_rate: float, warmup_epochs: float, epochs: float, min_learning_rate: float = 0.0
-) -> float:
-    """
-    Linear warm-up from 0, then half a cosine down to `min_learning_rate`: the official schedule, by epoch fraction.
-
-    Args:
-        epoch: Epochs done before this step, fractions included; 0 for the first step, whose rate is 0.
-        learning_rate: The peak.
-        epochs: Length of the whole schedule, warm-up included.
-    """
-    if epoch < warmup_epochs:
-        return learning_rate * epoch / warmup_epochs
-    progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
-    return min_learning_rate + (learning_rate - min_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
@@ -178,47 +157,3 @@ class GuardedStep:
         self._num_nonfinite.fill_(state["num_nonfinite"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
-
-
-class AveragedWeights:
-    """
-    An exponential moving average of a model's trainable weights (EMA), beside them.
-
-    Args:
-        model: The model, wherever its parameters are by now: the average lies beside them, sharded as they are.
-        decay: How much of the average a step keeps; less in the first steps, (1 + step) / (10 + step), so that the
-            initial weights are forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.averages = [parameter.detach().clone() for parameter in self.parameters]
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """To be called after step number `step`, from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - decay)
-
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """While entered, the model computes with the averages."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for parameter, average in zip(self.parameters, self.averages):
-            kept = parameter.clone()
-            parameter.copy_(average)
-            average.copy_(kept)
-
-    def reset(self) -> None:
-        """Takes the model's present weights for the average."""
-        with torch.no_grad():
-            for parameter, average in zip(self.parameters, self.averages):
-                average.copy_(parameter)

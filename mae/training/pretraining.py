@@ -2,7 +2,9 @@
 
 import torch
 
-from mae.data.loader import Batch, Decode, normalize
+from mae.data.batch import Batch
+from mae.data.normalization import normalize
+from mae.data.transforms import PreTrainingTransform
 from mae.training.flops import training_flops
 from mae.training.loop import Training
 from mae.training.optimization import make_optimizer
@@ -24,8 +26,8 @@ class PreTraining(Training):
                 )
         super().__init__(model, *args, **kwargs)
 
-    def make_examples(self) -> Decode:
-        return Decode(self.model.config)
+    def make_examples(self) -> PreTrainingTransform:
+        return PreTrainingTransform(self.model.config)
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe

@@ -22,11 +22,9 @@ may be on machines that do not see it.
 """
 
 import json
-import math
+import logging
 import os
-import re
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -45,44 +43,48 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from mae.training.accelerator import LOGS_FOLDER, is_main_process, on_main_process
-from mae.training.optimization import AveragedWeights
+from mae.training.average import AveragedWeights
+from mae.training.checkpointing import _CHECKPOINT, _NONFINITE, _WHOLE, OPTIMIZER_FILE, STATE_FILE
+from mae.training.identity import differences
+from mae.utils.distributed import is_main_process, on_main_process
 from mae.utils.errors import RunError, UserError, first_line
+from mae.utils.files import (
+    AVERAGE_FOLDER,
+    CLASSES_FILE,
+    CONFUSION_FILE,
+    CURVE_FILE,
+    ENVIRONMENT_FILE,
+    EVALUATIONS_FILE,
+    LOCK_FILE,
+    LOGS_FOLDER,
+    METRICS_FILE,
+    PICTURES_FOLDER,
+    PREDICTIONS_FILE,
+    PUSH_FOLDER,
+    RECIPE_FILE,
+    RECONSTRUCTION_FILE,
+    RESULTS_FILE,
+    RUN_FILE,
+    SET_ASIDE,
+    SKIPPED_FILE,
+    UNFINISHED,
+    WEIGHTS_FILE,
+    _without_nan,
+    flush,
+    write_json,
+    write_text,
+)
+
+
+logger = logging.getLogger(__name__)
 
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where two runs in one directory are not noticed
     fcntl = None
-
-
-UNFINISHED = ".unfinished"  # ends the names of what is being written or removed
-SET_ASIDE = ".set_aside"  # ends the names of checkpoints that a run has gone on from behind
-RUN_FILE = "run.json"
-LOCK_FILE = "run.lock"
-RECIPE_FILE = "recipe.yaml"
-ENVIRONMENT_FILE = "environment.json"
-METRICS_FILE = "metrics.jsonl"
-EVALUATIONS_FILE = "evaluations.jsonl"
-SKIPPED_FILE = "skipped.jsonl"
-RESULTS_FILE = "train_results.json"
-OPTIMIZER_FILE = "optimizer.pt"
-STATE_FILE = "trainer_state.json"
-WEIGHTS_FILE = "model.safetensors"
-# What a push under way takes its files from.
-PUSH_FOLDER = "hub_push" + UNFINISHED
-AVERAGE_FOLDER = "ema"  # in a checkpoint
-PICTURES_FOLDER = "reconstructions"
-CURVE_FILE = "loss_curve.png"
-RECONSTRUCTION_FILE = "reconstruction.png"
-CONFUSION_FILE = "confusion_matrix.png"
-CLASSES_FILE = "per_class.csv"
-PREDICTIONS_FILE = "predictions.csv"
-# Not sharded, on the main process; there they may be the model's own tensors.
-_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 # What a run writes beside its checkpoints.
 _FILES = (
     RUN_FILE,
@@ -108,64 +110,12 @@ _FILES = (
     "configuration_mae.py",
 )
 _SKIPPED_SHOWN = 5
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-# Before a step whose gradient was not finite.
-NONFINITE = "nonfinite"
-_NONFINITE = re.compile(rf"{NONFINITE}-\d+")
 
 
 def _is_of_a_run(name: str) -> bool:
     """Whether a run writes something of this name, or its unfinished form."""
     name = name.removesuffix(UNFINISHED).removesuffix(".removed").removesuffix(SET_ASIDE)
     return name in _FILES or bool(_CHECKPOINT.fullmatch(name) or _NONFINITE.fullmatch(name))
-
-
-def flush(*paths: Path) -> None:
-    """Waits until files or folders are on the disk, where a loss of power does not reach them."""
-    for path in paths:
-        if path.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8")
-    flush(unfinished)
-    os.replace(unfinished, path)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, json.dumps(_without_nan(value), indent=2, default=str) + "\n")
-
-
-def _without_nan(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for what is not finite."""
-    return {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in value.items()}
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-def differences(theirs: dict, ours: dict) -> list[str]:
-    """In what two identities differ, in words."""
-    theirs, ours = flatten(theirs), flatten(ours)
-    return [
-        f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
-    ]
 
 
 class RunDirectory:
@@ -334,7 +284,7 @@ class RunDirectory:
             lines.append({"file": file, "row": row, "reason": reason})
             if len(lines) <= _SKIPPED_SHOWN:
                 more = f"; further ones are in {self.path / SKIPPED_FILE} only" if len(lines) == _SKIPPED_SHOWN else ""
-                tqdm.write(f"Skipped an unreadable image, {file} row {row}: {reason}{more}", file=sys.stderr)
+                logger.warning(f"Skipped an unreadable image, {file} row {row}: {reason}{more}")
         self._replace(SKIPPED_FILE, lines)
 
     def _replace(self, name: str, lines: list[dict]) -> None:
@@ -512,7 +462,7 @@ class RunDirectory:
                 aside = later.with_name(later.name + SET_ASIDE)
                 shutil.rmtree(aside, ignore_errors=True)
                 os.replace(later, aside)
-                tqdm.write(f"{later} is of a later step, which is trained again: now {aside.name}.", file=sys.stderr)
+                logger.warning(f"{later} is of a later step, which is trained again: now {aside.name}.")
 
     def _read_checkpoint(self, which: str, with_average: bool) -> tuple[dict, dict, dict, dict] | None:
         """State, weights, averaged weights and optimizer of a checkpoint."""
@@ -538,7 +488,7 @@ class RunDirectory:
                 raise
             except Exception as error:  # whatever is wrong with a file
                 reason = f"which is damaged or no checkpoint of a run: {first_line(error)}"
-                tqdm.write(f"Passed over {path}, {reason}", file=sys.stderr)
+                logger.warning(f"Passed over {path}, {reason}")
                 continue
             return state, weights, averaged, optimizer_state
         if paths:

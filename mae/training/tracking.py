@@ -8,9 +8,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from mae.training.accelerator import LOGS_FOLDER
-from mae.training.run_directory import flatten
 from mae.utils.errors import UserError, first_line
+from mae.utils.files import LOGS_FOLDER, flatten
 
 
 PROJECT = "mae"

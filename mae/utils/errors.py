@@ -1,17 +1,17 @@
 """Errors that scripts tell in one line."""
 
 
-class ToldError(Exception):
+class MAEError(Exception):
     """What a script tells in one line; of an error of the main process that ends all, that one alone."""
 
-    is_told = False  # by another process
+    already_reported = False  # by another process
 
 
-class UserError(ToldError):
+class UserError(MAEError):
     """A mistake that the user can mend: the message says what is wrong, which value, and what to do. Exit code 2."""
 
 
-class RunError(ToldError):
+class RunError(MAEError):
     """What ends a run on its way, though nothing is wrong with its command. Exit code 1."""
 
 

@@ -1,14 +1,16 @@
 """Trying again while a fault may pass: a connection that breaks, a server that is busy."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from huggingface_hub.errors import OfflineModeIsEnabled
-from tqdm import tqdm
 
 from mae.utils.errors import UserError, first_line
+
+
+logger = logging.getLogger(__name__)
 
 
 Result = TypeVar("Result")
@@ -62,7 +64,7 @@ def explain(error: BaseException) -> str:
     return message + (f" ({advice})" if advice else "")
 
 
-class Patience:
+class Retry:
     """
     How long faults of one thing are borne: waits longer after each, until a budget is used up.
 
@@ -71,7 +73,7 @@ class Patience:
         minutes: The budget, from the first fault to the last attempt.
     """
 
-    last_told = 0.0  # by any of this process
+    last_reported = 0.0  # by any of this process
 
     def __init__(self, what: str, minutes: float):
         self.what = what
@@ -90,22 +92,22 @@ class Patience:
         if not is_transient(error) or remaining <= 0:
             return False
         delay = min(self.delay, remaining)
-        if now - Patience.last_told >= self.delay / 2:  # of many threads that meet the same outage one says so
-            Patience.last_told = now
-            tqdm.write(f"{self.what}: {first_line(error)}; trying again in {delay:.0f} s", file=sys.stderr)
+        if now - Retry.last_reported >= self.delay / 2:  # of many threads that meet the same outage one says so
+            Retry.last_reported = now
+            logger.warning(f"{self.what}: {first_line(error)}; trying again in {delay:.0f} s")
         time.sleep(delay)
         self.delay = min(2 * self.delay, LONGEST_DELAY)
         return True
 
 
-def with_patience(what: str, minutes: float, function: Callable[[], Result]) -> Result:
+def retry(what: str, minutes: float, function: Callable[[], Result]) -> Result:
     """
     The result of a function, tried again while its faults are transient.
 
     Raises:
         UserError: where they are not, or do not pass in `minutes`.
     """
-    patience = Patience(what, minutes)
+    patience = Retry(what, minutes)
     while True:
         try:
             return function()

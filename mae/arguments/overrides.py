@@ -1,0 +1,48 @@
+"""Values that are written as text: --config_overrides, --image_mean and --image_std."""
+
+import argparse
+import difflib
+from ast import literal_eval
+from typing import Any
+
+from transformers.hf_argparser import string_to_bool
+
+from configuration_mae import LABEL_FIELDS, MAEConfig
+from mae.utils.errors import UserError
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def parse_statistics(flag: str, values: list[str] | None) -> list[float] | None:
+    """The numbers of --image_mean or --image_std; None where they are to be measured, or the model's."""
+    if values is None or values == ["auto"]:
+        return None
+    try:
+        return [float(value) for value in values]
+    except ValueError:
+        raise UserError(f"--{flag} {' '.join(values)}: wanted are numbers, or auto.") from None
+
+
+def parse_overrides(overrides: str | None) -> dict[str, Any]:
+    """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
+    config, fields = MAEConfig(), {}
+    for pair in [pair.strip() for pair in (overrides or "").split(",") if pair.strip()]:
+        name, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals or not (name in MAEConfig.__annotations__ or name in LABEL_FIELDS):
+            raise UserError(
+                f"--config_overrides {pair}: wanted are fields of the configuration, as in "
+                f"hidden_size=192,qkv_bias=false.{_nearest(name, list(MAEConfig.__annotations__))}"
+            )
+        try:
+            if isinstance(getattr(config, name), bool):
+                fields[name] = string_to_bool(value)
+            else:
+                fields[name] = literal_eval(value)
+        except argparse.ArgumentTypeError as error:
+            raise UserError(f"--config_overrides {pair}: {error}") from None
+        except (ValueError, SyntaxError):  # a word
+            fields[name] = value
+    return fields

@@ -1,0 +1,45 @@
+"""Rank 0, and the cores of a process."""
+
+import os
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+from accelerate.utils import broadcast_object_list
+
+from mae.utils.errors import RunError, UserError
+
+
+Result = TypeVar("Result")
+
+
+def is_main_process() -> bool:
+    """Whether this is the first of all processes, on whatever machine."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def count_cores() -> int:
+    """This process's share of the machine's cores, rounded down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def on_main_process(function: Callable[[], Result]) -> Result:
+    """
+    What a function gives on the main process, to all; every process must call. So is the output directory used,
+    because the others may be on machines that do not see it. An error that ends the main process ends all.
+    """
+    result, error = None, None
+    if is_main_process():
+        try:
+            result = function()
+        except (UserError, RunError) as found:
+            error = found
+    if dist.is_initialized():
+        values = [result, error]
+        broadcast_object_list(values)
+        result, error = values
+    if error is not None:
+        error.already_reported = not is_main_process()
+        raise error
+    return result

@@ -1,0 +1,28 @@
+"""Hashes and permutations that are the same on every machine."""
+
+import hashlib
+
+import numpy as np
+import torch
+
+from modeling_mae import MAEPreTrainedModel
+
+
+def hash_weights(model: MAEPreTrainedModel) -> str:
+    """A hash of a model's tensors."""
+    weights = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        weights.update(name.encode())
+        weights.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return weights.hexdigest()
+
+
+def hash_key(*values: int | str | bytes, size: int = 8) -> bytes:
+    """A short hash of a tuple of values, the same on every machine and version."""
+    return hashlib.blake2b(repr(values).encode(), digest_size=size).digest()
+
+
+def permutation(length: int, *key: int | str) -> np.ndarray:
+    """A permutation of range(length) drawn from a key. Raw generator bits, because only these never change."""
+    bits = np.random.Philox(key=int.from_bytes(hash_key("permutation", *key, size=16), "big")).random_raw(length)
+    return np.argsort(bits, kind="stable")
