@@ -9,13 +9,9 @@ The Hub is that of the tests, on loopback; every request waits for `--delay` sec
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
-
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 
 def main() -> None:
@@ -26,37 +22,39 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
     arguments = parser.parse_args()
 
-    import conftest  # starts the Hub and points the clients to it, before they are imported
+    # Starts the Hub and points the clients to it, before they are imported.
     import numpy as np
     from huggingface_hub.utils import disable_progress_bars
 
     from mae.data.opening import open_dataset
     from mae.data.order import SampleOrder
     from mae.data.stream import SampleStream
+    from tests.support.data import write_parquet
+    from tests.support.loopback import HUB, upload
 
     disable_progress_bars()
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         for number in range(arguments.files):
             images = [generator.bytes(arguments.image_bytes) for _ in range(1000)]
-            conftest.write_parquet(Path(folder) / f"train-{number:05}.parquet", images, row_group_size=100)
+            write_parquet(Path(folder) / f"train-{number:05}.parquet", images, row_group_size=100)
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
-        conftest.upload("streaming", Path(folder))
+        upload("streaming", Path(folder))
     rows = []
     for delay in arguments.delay:
-        conftest.HUB.faults.clear()
+        HUB.faults.clear()
         for method in ("GET", "HEAD"):
-            conftest.HUB.fault(method, "/resolve/|/cdn/", times=10**9, delay=delay)
+            HUB.fault(method, "/resolve/|/cdn/", times=10**9, delay=delay)
         row: dict[str, float] = {"delay": delay}
         for name, num_readers in (("one", 1), ("ours", None)):
             source, _ = open_dataset("me/streaming")
             source.num_readers = num_readers or source.num_readers
             order = SampleOrder(source.group_sizes, seed=0)
-            conftest.HUB.requests.clear()
+            HUB.requests.clear()
             started = time.perf_counter()
             num_rows = sum(len(batch) for batch in SampleStream(source, order, 50, stop=order.epoch_length))
             row[name] = num_rows / (time.perf_counter() - started)
-            row[f"{name}_bytes"] = sum(request.sent for request in conftest.HUB.requests) / size
+            row[f"{name}_bytes"] = sum(request.sent for request in HUB.requests) / size
         rows.append(row)
     if arguments.json:
         print(json.dumps(rows))

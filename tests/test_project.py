@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
 
 from configuration_mae import MAEConfig
@@ -19,35 +19,90 @@ from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.model import build_model, read_checkpoint
 from mae.cli.parser import parse_arguments
 from modeling_mae import MAEForPreTraining
+from tests.support.data import ROOT
 
 
-# What a file of each ring may import of ours; arrows point inward only.
-RINGS = {
-    "configuration_mae.py": set(),
-    "modeling_mae.py": {"configuration_mae"},
-    "mae": {"configuration_mae", "modeling_mae", "mae"},
-    "examples": {"configuration_mae", "modeling_mae", "mae"},
-    "benchmarks": {"configuration_mae", "modeling_mae", "mae", "benchmarks", "conftest"},  # the Hub of the tests
+# The layers: each package may import those named here, and the model.
+ALLOWED = {
+    "utils": set(),
+    "arguments": {"utils"},
+    "data": {"utils"},
+    "conversion": {"utils"},
+    "hub": {"utils"},
+    "evaluation": {"data", "utils"},
+    "training": {"evaluation", "data", "arguments", "utils"},
+    "cli": {"training", "evaluation", "data", "conversion", "hub", "arguments", "utils"},
 }
-OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests", "conftest"}
+OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests"}
+MAX_LINES = 400
 
 
-def imported(path: Path) -> set[str]:
+def imported_modules(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, in functions too."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add((node.module or "").split(".")[0])
+            names.add(node.module or "")
     return names
 
 
-@pytest.mark.parametrize("ring", RINGS)
-def test_arrows_point_inward(ring):
-    files = [ROOT / ring] if ring.endswith(".py") else list((ROOT / ring).rglob("*.py"))
+def imported(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported_modules(path)}
+
+
+def imports_within_mae(path: Path) -> set[str]:
+    """Modules of `mae` that a file imports, as "data.order"."""
+    return {name.removeprefix("mae.") for name in imported_modules(path) if name.startswith("mae.")}
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_package_imports_only_what_lies_below_it(package):
+    files = list((ROOT / "mae" / package).glob("*.py"))
     assert files
     for file in files:
-        assert imported(file) & OURS <= RINGS[ring], file
+        assert {name.split(".")[0] for name in imports_within_mae(file)} - {package} <= ALLOWED[package], file
+        assert imported(file) & OURS <= {"configuration_mae", "modeling_mae", "mae"}, file
+
+
+def test_every_package_has_its_layer():
+    assert {folder.parent.name for folder in (ROOT / "mae").glob("*/__init__.py")} == set(ALLOWED)
+    assert [path.name for path in (ROOT / "mae").glob("*.py")] == ["__init__.py"]
+
+
+def test_modules_import_each_other_in_no_circle():
+    modules = {
+        ".".join(path.relative_to(ROOT / "mae").with_suffix("").parts): imports_within_mae(path)
+        for path in (ROOT / "mae").glob("*/*.py")
+    }
+    order = TopologicalSorter(modules)
+    assert list(order.static_order())  # a CycleError names the circle
+
+
+def test_examples_and_benchmarks_import_no_tests_and_each_other_not():
+    for file in (ROOT / "examples").glob("*.py"):
+        assert imported(file) & OURS <= {"configuration_mae", "modeling_mae", "mae"}, file
+    for file in (ROOT / "benchmarks").glob("*.py"):
+        used = {name for name in imported_modules(file) if name.startswith("tests")}
+        assert used <= {"tests.support.loopback", "tests.support.data"}, file  # the Hub of the tests
+
+
+def test_modules_are_short():
+    for file in (ROOT / "mae").rglob("*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, file
+    assert len((ROOT / "modeling_mae.py").read_text(encoding="utf-8").splitlines()) <= 950
+
+
+def test_importing_the_package_registers_the_auto_classes():
+    code = (
+        "import mae; from mae import load_checkpoint, push_to_hub; from transformers import AutoConfig, AutoModel;"
+        "model = AutoModel.from_config(AutoConfig.for_model('mae', num_hidden_layers=1));"
+        "print(type(model).__name__, mae.__version__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    name, version = done.stdout.split()
+    assert name == "MAEModel" and re.fullmatch(r"\d+\.\d+.*", version)
 
 
 def test_ring_1_needs_only_torch_and_transformers():
@@ -78,11 +133,9 @@ def test_wheel_holds_every_module(tmp_path):
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_readme_links_and_map():
+def test_readme_links_exist():
     for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", README) + re.findall(r'src="([^"]+)"', README):
         assert (ROOT / target).exists(), target
-    for path in [*ROOT.glob("*.py"), *(ROOT / "mae").glob("[!_]*.py"), *(ROOT / "examples").glob("*.py")]:
-        assert path.name in README, f"{path.name} is missing in README's map"
 
 
 def test_readme_python_runs(tmp_path, monkeypatch):

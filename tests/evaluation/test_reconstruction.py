@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import write_parquet
 from PIL import Image
-from runs import exact, metrics, metrics_of, start, train
 from transformers import ViTMAEForPreTraining
 
 from mae.conversion.saving import save_checkpoint
@@ -22,6 +20,8 @@ from mae.data.subsets import hold_out
 from mae.evaluation.reconstruction import load_images
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining
+from tests.support.data import write_parquet
+from tests.support.runs import exact, metrics, metrics_of, start, train
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from conftest import ROOT
 from safetensors.torch import load_file
 
 from configuration_mae import MAEConfig
@@ -12,6 +11,7 @@ from mae.training.average import AveragedWeights
 from mae.training.optimization import LARS, GuardedStep, make_optimizer, parameter_groups
 from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
+from tests.support.data import ROOT
 
 
 CONFIG = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2}

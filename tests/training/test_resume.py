@@ -13,7 +13,14 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from runs import (
+from safetensors.torch import load_file
+
+from mae.data.transforms import PreTrainingTransform
+from mae.evaluation.reconstruction import ReconstructionEvaluator
+from mae.training import interruption
+from mae.training.accelerator import make_accelerator
+from mae.training.run_directory import RunDirectory
+from tests.support.runs import (
     ENVIRONMENT,
     TINY,
     assert_same_run,
@@ -27,13 +34,6 @@ from runs import (
     start,
     train,
 )
-from safetensors.torch import load_file
-
-from mae.data.transforms import PreTrainingTransform
-from mae.evaluation.reconstruction import ReconstructionEvaluator
-from mae.training import interruption
-from mae.training.accelerator import make_accelerator
-from mae.training.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import EMOJI, write_parquet
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import InterpolationMode, v2
@@ -34,6 +33,7 @@ from mae.data.transforms import PreTrainingTransform
 from mae.evaluation.reconstruction import load_images
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
+from tests.support.data import EMOJI, write_parquet
 
 
 CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)

@@ -17,11 +17,8 @@ import psutil
 import pyarrow as pa
 import pytest
 import torch
-from conftest import ROOT, upload, write_parquet
-from hub import Hub
 from huggingface_hub import HfApi
 from PIL import Image
-from runs import TINY, metrics, run, start
 from test_data import CONFIG, BrokenSource, assert_same, batches, encode
 
 from mae.data.batch import samples_digest
@@ -33,6 +30,10 @@ from mae.data.stream import SampleStream
 from mae.data.transforms import PreTrainingTransform
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
+from tests.support.data import ROOT, write_parquet
+from tests.support.fake_hub import Hub
+from tests.support.loopback import upload
+from tests.support.runs import TINY, metrics, run, start
 
 
 @pytest.fixture(autouse=True)

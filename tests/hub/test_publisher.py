@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT, upload
-from hub import READ_TOKEN, WRITE_TOKEN, Hub
 from huggingface_hub import HfApi, ModelCard, hf_hub_download, snapshot_download
 from PIL import Image
-from runs import TINY, begin, metrics, run, start
 from safetensors.torch import load_file
 from test_cards import validate
 from test_loading import AUTO_MAP, FILES, FIXTURES, make_model
@@ -28,6 +25,10 @@ from mae.hub.repository import Repository, push_to_hub, without_paths
 from mae.training.run_directory import RunDirectory
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
+from tests.support.data import ROOT
+from tests.support.fake_hub import READ_TOKEN, WRITE_TOKEN, Hub
+from tests.support.loopback import upload
+from tests.support.runs import TINY, begin, metrics, run, start
 
 
 PUSHED = [
@@ -74,7 +75,7 @@ def published(tmp_path_factory, parquet_on_the_hub):
     A run of two processes on a data set of the Hub, pushed at every save through a Hub that is busy and breaks off:
     output directory, what was said, and where its files on the Hub were downloaded to.
     """
-    from conftest import HUB
+    from tests.support.loopback import HUB
 
     HUB.requests.clear()
     HUB.fault("POST", r"/api/models/org/published/commit/", status=503, times=1)
@@ -163,7 +164,7 @@ def test_the_data_is_not_lost_to_faults(published, parquet_folder, tmp_path):
 @pytest.fixture(scope="module")
 def elsewhere(published, tmp_path_factory, emoji_bytes):
     """What two fresh processes say that do not have the package, the second one offline: reports and tensors."""
-    from conftest import HUB
+    from tests.support.loopback import HUB
 
     _, _, copy = published
     api = HfApi()

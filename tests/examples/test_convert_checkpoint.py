@@ -9,9 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, run_here
 from huggingface_hub import HfApi, ModelCard
-from runs import run as run_mae
 from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, close, inputs, make_model, make_vit_mae, official
 from test_weights import malicious
@@ -24,6 +22,9 @@ from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
+from tests.support.data import ROOT
+from tests.support.runs import run as run_mae
+from tests.support.runs import run_here
 
 
 SCRIPT = ROOT / "examples" / "convert_checkpoint.py"

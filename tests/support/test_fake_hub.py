@@ -3,8 +3,6 @@
 import datasets
 import huggingface_hub
 import pytest
-from conftest import write_parquet
-from hub import OTHER_TOKEN, READ_TOKEN, Hub
 from huggingface_hub import HfApi, HfFileSystem, ModelCard, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
@@ -12,6 +10,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from tests.support.data import write_parquet
+from tests.support.fake_hub import OTHER_TOKEN, READ_TOKEN, Hub
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from conftest import EMOJI, ROOT
-from runs import ENVIRONMENT, SCRIPT, metrics, train
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -26,6 +24,8 @@ from mae.training.average import AveragedWeights
 from mae.training.optimization import GuardedStep
 from mae.training.pretraining import PreTraining
 from modeling_mae import MAEForPreTraining
+from tests.support.data import EMOJI, ROOT
+from tests.support.runs import ENVIRONMENT, SCRIPT, metrics, train
 
 
 CONFIGURATIONS = sorted((ROOT / "examples" / "accelerate").iterdir())
@@ -60,7 +60,7 @@ def test_fsdp2(data, tmp_path):
     whole = train(tmp_path / "whole", *arguments)
     sharded = tmp_path / "sharded"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = [str(ROOT / "tests" / "fsdp_on_a_cpu.py"), str(SCRIPT), "--output_dir", str(sharded)]
+    script = [str(ROOT / "tests" / "support" / "fsdp2_on_cpu.py"), str(SCRIPT), "--output_dir", str(sharded)]
     division = ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2"]
     done = subprocess.run(
         [*launcher, *script, *map(str, arguments), *division],

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import upload
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
@@ -17,6 +16,7 @@ from mae.data.labels import Labels, check_classes, hold_out_labelled, read_label
 from mae.data.opening import open_dataset, open_folder
 from mae.data.subsets import CachedSource, hold_out, row_origins
 from mae.utils.errors import UserError
+from tests.support.loopback import upload
 
 
 def png(value):

@@ -14,7 +14,7 @@ from configuration_mae import MAEConfig
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 PRETRAIN = ["official_pretrain_raw_pixels", "official_pretrain_norm_pixels"]
 CLASSIFY = ["official_classify_cls", "official_classify_mean"]
 ATTENTION = ["sdpa", "eager"]

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_parquet
 from PIL import Image
-from runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start, train, tree
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -24,6 +22,8 @@ from mae.cli.model import build_model
 from mae.cli.parser import parse_arguments
 from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForPreTraining
+from tests.support.data import ROOT, write_parquet
+from tests.support.runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start, train, tree
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import EMOJI, ROOT
 from datasets import ClassLabel, Features, List
 from datasets import Image as ImageFeature
 from huggingface_hub import HfApi, ModelCard, snapshot_download
 from PIL import Image
-from runs import exact, metrics, metrics_of, run, start
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cards import validate
@@ -38,6 +36,8 @@ from mae.evaluation.accuracy import AccuracyEvaluator
 from mae.evaluation.inference import map_images
 from mae.training.classification import Classification
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
+from tests.support.data import EMOJI, ROOT
+from tests.support.runs import exact, metrics, metrics_of, run, start
 
 
 SCRIPT = ROOT / "examples" / "run_image_classification.py"

@@ -27,7 +27,7 @@ from configuration_mae import MAEConfig
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 KINDS = {
     "encoder": (MAEModel, {}),
     "pretraining": (MAEForPreTraining, {}),

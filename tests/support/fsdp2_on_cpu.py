@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from mae.training.optimization import GuardedStep
 
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def take_fsdp2() -> None:

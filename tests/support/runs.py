@@ -1,7 +1,11 @@
 """examples/run_mae.py as a user runs it, for the tests: a small model, whole runs, runs that are stopped."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
 import time
@@ -9,9 +13,10 @@ from pathlib import Path
 
 import psutil
 import torch
-from conftest import ROOT, run_here
+from accelerate.state import AcceleratorState, GradientState
 
 from modeling_mae import MAEForPreTraining
+from tests.support.data import ROOT
 
 
 SCRIPT = ROOT / "examples" / "run_mae.py"
@@ -35,6 +40,26 @@ ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1
 def run(*arguments, processes=1, cwd=None, script=SCRIPT):
     started = command(*arguments, processes=processes, script=script)
     return subprocess.run(started, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240)
+
+
+def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
+    """A script in this process, as `python SCRIPT ARGUMENTS` would end: most of a start of its own is imports."""
+    argv, sigterm, threads = sys.argv, signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes of the other tests
+    sys.argv, output, errors = [str(script), *map(str, arguments)], io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+            runpy.run_path(str(script), run_name="__main__")
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, sigterm)
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
 
 
 def start(*arguments, script=SCRIPT):

@@ -11,8 +11,6 @@ import zipfile
 
 import pytest
 import torch
-from conftest import ROOT
-from hub import READ_TOKEN, Hub
 from huggingface_hub import HfApi, hf_hub_download
 from safetensors.torch import load_file, save_file
 from test_conversion import assert_same_state, make_model, make_vit_mae
@@ -21,6 +19,8 @@ from transformers import BertConfig, BertModel
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.weights import read_weights
 from mae.utils.errors import UserError
+from tests.support.data import ROOT
+from tests.support.fake_hub import READ_TOKEN, Hub
 
 
 class Malicious:

@@ -23,7 +23,7 @@ from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 KEYS = json.loads((FIXTURES / "official_checkpoint_keys.json").read_text())
 SIZES = {  # Section 4; heads as in the official code
     "base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "patch_size": 16},

@@ -7,9 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import EMOJI, ROOT
 from PIL import Image
-from runs import exact, metrics, metrics_of, run, start, train
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.nn import functional as F
@@ -19,6 +17,8 @@ import mae.evaluation.accuracy
 from mae.evaluation.metrics import average_precision, confusion_matrix
 from mae.evaluation.neighbours import knn_scores
 from modeling_mae import MAEModel
+from tests.support.data import EMOJI, ROOT
+from tests.support.runs import exact, metrics, metrics_of, run, start, train
 
 
 KNN, EXTRACT = ROOT / "examples" / "run_knn.py", ROOT / "examples" / "extract_features.py"
