@@ -1,6 +1,7 @@
 # Copyright 2026 The MAE authors. SPDX-License-Identifier: Apache-2.0
 """Configuration of the Masked Autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -12,6 +13,13 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """A size as (height, width); an int stands for a square."""
     return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def to_size(sides: Iterable[int]) -> int | tuple[int, int]:
+    """One side, or (height, width), as a configuration has it: an int for a square."""
+    height, *others = sides
+    width = others[0] if others else height
+    return height if height == width else (height, width)
 
 
 # Encoder sizes: the paper's base, large and huge (Section 4), and DeiT's tiny and small. The decoder is the

@@ -23,6 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     # Starts the Hub and points the clients to it, before they are imported.
+    from tests.support.loopback import HUB, upload  # isort: split
     import numpy as np
     from huggingface_hub.utils import disable_progress_bars
 
@@ -30,7 +31,6 @@ def main() -> None:
     from mae.data.order import SampleOrder
     from mae.data.stream import SampleStream
     from tests.support.data import write_parquet
-    from tests.support.loopback import HUB, upload
 
     disable_progress_bars()
     generator = np.random.default_rng(0)

@@ -30,9 +30,10 @@ from mae.conversion.layouts import LAYOUTS, spelling_of
 from mae.conversion.loading import build, make_plan
 from mae.conversion.report import LoadReport, describe_mapping, summarise
 from mae.conversion.saving import check_expressible, fold_head_norm, full_state_dict, lost_in, save_checkpoint
-from mae.conversion.weights import PROCESSOR_FILE, Weights, hub_name, read_weights
+from mae.conversion.weights import Weights, hub_name, read_weights
 from mae.hub.cards import converted_card, write_card
 from mae.utils.errors import UserError, first_line
+from mae.utils.files import PROCESSOR_FILE
 from modeling_mae import MAEPreTrainedModel
 
 

@@ -9,14 +9,14 @@ import torch
 from mae.arguments.run import RunArguments
 from mae.cli.data import short_data_name
 from mae.conversion.weights import hub_name
-from mae.hub.cards import CARD_FILE, RunFacts, write_card
+from mae.hub.cards import RunFacts, write_card
 from mae.hub.publisher import Publisher
 from mae.hub.repository import Repository
 from mae.training.accelerator import describe_environment
 from mae.training.loop import Training
 from mae.training.run_directory import RunDirectory
 from mae.utils.distributed import on_main_process
-from mae.utils.files import METRICS_FILE
+from mae.utils.files import CARD_FILE, METRICS_FILE
 
 
 logger = logging.getLogger(__name__)

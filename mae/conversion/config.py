@@ -1,7 +1,6 @@
 """What the files around a checkpoint say of its model: configurations, processors, arguments of the trainer."""
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,19 +8,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair
+from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate_values
 from mae.conversion.layouts import count_blocks, has_part
 from mae.conversion.report import LoadReport
-from mae.conversion.weights import CONFIG_FILE, Weights
+from mae.conversion.weights import Weights
 from mae.utils.errors import UserError, first_line
+from mae.utils.files import CONFIG_FILE
 from modeling_mae import sincos_positions
-
-
-def to_size(pair: Iterable[int]) -> int | tuple[int, int]:
-    """(height, width) as a configuration has it: a square is an int."""
-    height, width = pair
-    return height if height == width else (height, width)
 
 
 def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:

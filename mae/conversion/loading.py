@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from configuration_mae import MAEConfig, to_pair
+from configuration_mae import MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate
-from mae.conversion.config import _checked, _names_of, _own_config, _wanted_fields, config_type, make_config, to_size
+from mae.conversion.config import _checked, _names_of, _own_config, _wanted_fields, config_type, make_config
 from mae.conversion.layouts import LAYOUTS, has_part, spelling_of, to_ours
 from mae.conversion.report import LoadReport, fold, listed
 from mae.conversion.weights import Weights, read_weights

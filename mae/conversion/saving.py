@@ -11,8 +11,8 @@ from transformers import ViTMAEConfig
 
 from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair
 from mae.conversion.layouts import LAYOUTS, from_ours, names_in
-from mae.conversion.weights import CONFIG_FILE
 from mae.utils.errors import UserError, first_line
+from mae.utils.files import CONFIG_FILE
 from modeling_mae import (
     MAEForImageClassification,
     MAEForPreTraining,

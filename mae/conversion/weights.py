@@ -33,11 +33,10 @@ from torch import Tensor
 
 from mae.conversion.report import listed
 from mae.utils.errors import UserError, first_line
+from mae.utils.files import CONFIG_FILE, PROCESSOR_FILE
 from mae.utils.retries import Retry
 
 
-CONFIG_FILE = "config.json"
-PROCESSOR_FILE = "preprocessor_config.json"
 # The names that transformers and timm give to weights, best first; an index names the parts of a divided file.
 _SAFE_FILES = ("model.safetensors", "model.safetensors.index.json")
 _PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")

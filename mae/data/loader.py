@@ -6,11 +6,14 @@ From a source to batches: the stream is the sampler, decoding is a pure function
 The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
 """
 
+import re
 import signal
+from collections.abc import Iterator
 
 import torch
 from torch.utils.data import DataLoader
 
+from mae.data.batch import Batch
 from mae.data.stream import SampleStream
 from mae.data.transforms import SampleDataset
 from mae.utils.distributed import count_cores
@@ -49,14 +52,37 @@ def make_loader(stream: SampleStream, examples: SampleDataset, num_workers: int 
     )
 
 
-def is_worker_failure(error: RuntimeError) -> bool:
-    """Whether a decoding process has ended: told by torch's handler of a signal, and so from anywhere."""
-    return "DataLoader worker" in str(error)
+# Not "Caught RuntimeError in DataLoader worker process 0", which any error inside a worker says.
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid")
+
+
+def is_worker_failure(error: BaseException) -> bool:
+    """Whether PyTorch reports that a DataLoader worker has died. Its SIGCHLD handler may raise that anywhere."""
+    return isinstance(error, RuntimeError) and bool(_WORKER_DIED.search(str(error)))
 
 
 def worker_failure(error: BaseException) -> DataError:
-    """What to tell of a decoding process that has ended."""
+    """The error to report if a DataLoader worker has died."""
     return DataError(
-        f"A decoding process has ended ({first_line(error)}): it needs more memory, or more shared memory (docker run "
-        "--ipc=host), or pass --dataloader_num_workers 0."
+        f"A DataLoader worker died ({first_line(error)}). It may need more memory, or more shared memory (docker run "
+        "--ipc=host). Otherwise pass --dataloader_num_workers 0."
     )
+
+
+def batches(loader: DataLoader) -> Iterator[Batch]:
+    """
+    Iterate over a loader's batches.
+
+    Raises:
+        DataError: if a worker dies. Any other error keeps its type and its traceback.
+    """
+    try:
+        yield from loader
+    except (OSError, EOFError) as error:
+        if not loader.num_workers:
+            raise
+        raise worker_failure(error) from error  # a worker died while it sent a batch
+    except RuntimeError as error:
+        if not is_worker_failure(error):
+            raise
+        raise worker_failure(error) from error

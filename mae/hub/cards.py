@@ -5,7 +5,6 @@ A card that was written here ends with a line that holds a hash of the rest, so 
 told from it and left alone. The name of the repository is put in where it is pushed.
 """
 
-import hashlib
 import re
 import textwrap
 from collections.abc import Iterable
@@ -16,10 +15,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mae import MAEConfig, to_pair
+from mae.utils.files import CARD_FILE
+from mae.utils.hashing import hash_text
 from modeling_mae import MAEForImageClassification, MAEModel, MAEPreTrainedModel
 
 
-CARD_FILE = "README.md"
 # Stands for the repository in a card that has not been pushed.
 PLACEHOLDER = "OWNER/NAME"
 _SEAL = re.compile(r"\n<!-- Generated, (\w{32}): an edited card is not overwritten\. -->\n\Z")
@@ -38,7 +38,7 @@ _CITATION = """\
 def _hash(text: str) -> str:
     # Git and editors change ends of lines and of the file, which is no edit.
     lines = [line.rstrip() for line in text.strip().splitlines()]
-    return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+    return hash_text("\n".join(lines), size=16)
 
 
 def seal(text: str) -> str:

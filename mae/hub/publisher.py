@@ -11,9 +11,9 @@ from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
 
-from mae.hub.repository import _LOGS, MODEL_FILES, Repository
+from mae.hub.repository import _LOGS, Repository
 from mae.utils.errors import Interrupted, RunError
-from mae.utils.files import AVERAGE_FOLDER, PUSH_FOLDER
+from mae.utils.files import AVERAGE_FOLDER, MODEL_FILES, PUSH_FOLDER
 from mae.utils.retries import Retry, explain
 
 

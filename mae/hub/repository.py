@@ -15,19 +15,20 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token, hf_
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from mae.hub.cards import CARD_FILE, is_generated, with_name
+from mae.hub.cards import is_generated, with_name
 from mae.utils.errors import UserError, first_line
 from mae.utils.files import (
+    CARD_FILE,
     CLASSES_FILE,
     CONFUSION_FILE,
     CURVE_FILE,
     ENVIRONMENT_FILE,
     EVALUATIONS_FILE,
     METRICS_FILE,
+    MODEL_FILES,
     RECIPE_FILE,
     RECONSTRUCTION_FILE,
     RESULTS_FILE,
-    WEIGHTS_FILE,
 )
 from mae.utils.retries import retry, status_of
 
@@ -35,7 +36,6 @@ from mae.utils.retries import retry, status_of
 logger = logging.getLogger(__name__)
 
 
-MODEL_FILES = ("config.json", WEIGHTS_FILE, "preprocessor_config.json", "modeling_mae.py", "configuration_mae.py")
 _LOGS = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
 _PICTURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
 _FILES = (*MODEL_FILES, CARD_FILE, *_LOGS, RESULTS_FILE, CLASSES_FILE, *_PICTURES)

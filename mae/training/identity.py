@@ -1,6 +1,6 @@
 """The identity of a run: everything that changes its results."""
 
-from mae.utils.files import flatten
+from mae.utils.text import flatten
 
 
 def differences(theirs: dict, ours: dict) -> list[str]:

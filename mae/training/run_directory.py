@@ -71,8 +71,8 @@ from mae.utils.files import (
     SKIPPED_FILE,
     UNFINISHED,
     WEIGHTS_FILE,
-    _without_nan,
     flush,
+    without_nan,
     write_json,
     write_text,
 )
@@ -296,7 +296,7 @@ class RunDirectory:
     def log(self, metrics: dict, name: str = METRICS_FILE) -> None:
         if self.is_main_process:
             with open(self.path / name, "a", encoding="utf-8") as file:
-                file.write(json.dumps(_without_nan(metrics)) + "\n")
+                file.write(json.dumps(without_nan(metrics)) + "\n")
 
     def cut_metrics(self, step: int) -> None:
         """Forgets what was logged after a step, which is about to be trained again."""

@@ -1,6 +1,5 @@
 """What Accelerate's trackers (TensorBoard, Trackio, Weights & Biases) are given of a run, by the main process."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,9 @@ from accelerate import Accelerator
 from PIL import Image
 
 from mae.utils.errors import UserError, first_line
-from mae.utils.files import LOGS_FOLDER, flatten
+from mae.utils.files import LOGS_FOLDER
+from mae.utils.hashing import hash_text
+from mae.utils.text import flatten
 
 
 PROJECT = "mae"
@@ -28,7 +29,7 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
         UserError: where one cannot start, say without a login.
     """
     # The same command again goes on in the same run.
-    run_id = hashlib.blake2b(f"{path.resolve()} {config}".encode(), digest_size=8).hexdigest()
+    run_id = hash_text(f"{path.resolve()} {config}")
     options = {
         "tensorboard": {"purge_step": first_step + 1},
         "wandb": {"name": path.name, "id": run_id, "resume": "allow", "dir": str(path / LOGS_FOLDER)},

@@ -1,10 +1,15 @@
-"""Errors that scripts tell in one line."""
+"""Errors that scripts print as a single line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from huggingface_hub.errors import StrictDataclassError
 
 
 class MAEError(Exception):
-    """What a script tells in one line; of an error of the main process that ends all, that one alone."""
+    """Base class of errors that scripts print as a single line."""
 
-    already_reported = False  # by another process
+    already_reported = False  # True on the other ranks if rank 0 has printed it
 
 
 class UserError(MAEError):
@@ -12,17 +17,28 @@ class UserError(MAEError):
 
 
 class RunError(MAEError):
-    """What ends a run on its way, though nothing is wrong with its command. Exit code 1."""
+    """A failure during a run although its command is valid. Exit code 1."""
 
 
 class DataError(RunError):
-    """The data is not what its index says, or cannot be read; the run cannot go on with it."""
+    """Data that cannot be read, or that differs from its index."""
 
 
 class Interrupted(Exception):
-    """A run was asked to stop, and has saved where it is."""
+    """The run was asked to stop, and has saved a checkpoint."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's message, or its kind where it says nothing."""
+    """The first line of an error of another library, or the name of its class if it has no message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def configuration_errors(prefix: str = "") -> Iterator[None]:
+    """Turn the errors of a configuration that is built inside into a `UserError` of one line after a prefix."""
+    try:
+        yield
+    except StrictDataclassError as error:
+        raise UserError(f"{prefix}{error.__cause__ or error}") from None
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+        raise UserError(f"{prefix}{first_line(error)}") from None

@@ -1,23 +1,21 @@
-"""Names of the files of a run, and writing them whole or not at all."""
+"""
+Names of the files of a run and of a model, and writing a file whole or not at all.
+
+The packages that write these files and those that read, push or remove them share the names.
+"""
 
 import csv
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
-def write_table(path: Path, columns: dict[str, Any]) -> None:
-    """Columns of equal length as CSV."""
-    with open(path, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(zip(*columns.values()))
-
-
-UNFINISHED = ".unfinished"  # ends the names of what is being written or removed
-SET_ASIDE = ".set_aside"  # ends the names of checkpoints that a run has gone on from behind
+UNFINISHED = ".unfinished"  # suffix of files and folders that are being written or removed
+SET_ASIDE = ".set_aside"  # suffix of checkpoints of later steps than the one that a run resumed from
 RUN_FILE = "run.json"
 LOCK_FILE = "run.lock"
 RECIPE_FILE = "recipe.yaml"
@@ -26,22 +24,27 @@ METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 RESULTS_FILE = "train_results.json"
-WEIGHTS_FILE = "model.safetensors"
-# What a push under way takes its files from.
-PUSH_FOLDER = "hub_push" + UNFINISHED
-AVERAGE_FOLDER = "ema"  # in a checkpoint
+LOGS_FOLDER = "logs"  # of trackers
 PICTURES_FOLDER = "reconstructions"
 CURVE_FILE = "loss_curve.png"
 RECONSTRUCTION_FILE = "reconstruction.png"
 CONFUSION_FILE = "confusion_matrix.png"
 CLASSES_FILE = "per_class.csv"
 PREDICTIONS_FILE = "predictions.csv"
+PUSH_FOLDER = "hub_push" + UNFINISHED  # snapshots that are being uploaded
+AVERAGE_FOLDER = "ema"  # in a checkpoint: the averaged model
+CARD_FILE = "README.md"
+# The files of a saved model.
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE, "modeling_mae.py", "configuration_mae.py")
 
 
 def flush(*paths: Path) -> None:
-    """Waits until files or folders are on the disk, where a loss of power does not reach them."""
+    """Wait until files or folders are on the disk, so that they survive a loss of power."""
     for path in paths:
-        if path.is_file() or os.name == "posix":  # elsewhere a folder cannot be opened
+        if path.is_file() or os.name == "posix":  # other systems cannot open a folder
             descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)
@@ -49,32 +52,42 @@ def flush(*paths: Path) -> None:
                 os.close(descriptor)
 
 
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """
+    Write a file whole or not at all: yields the path of a temporary file beside it, which takes its name at the end.
+    An error removes the temporary file, and leaves what was there before.
+    """
+    # The process number, because a cache may be written by several processes at once.
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
+    try:
+        yield unfinished
+        flush(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or none."""
-    unfinished = path.with_name(path.name + UNFINISHED)
-    unfinished.write_text(text, encoding="utf-8")
-    flush(unfinished)
-    os.replace(unfinished, path)
+    """Write a text file whole or not at all."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    write_text(path, json.dumps(_without_nan(value), indent=2, default=str) + "\n")
+    """Write a JSON file whole or not at all; numbers that are not finite become null."""
+    write_text(path, json.dumps(without_nan(value), indent=2, default=str) + "\n")
 
 
-def _without_nan(value: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no word for what is not finite."""
+def without_nan(value: dict[str, Any]) -> dict[str, Any]:
+    """Replace numbers that are not finite by None, because JSON has no word for them."""
     return {key: None if isinstance(item, float) and not math.isfinite(item) else item for key, item in value.items()}
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one with dotted names."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
-# In the output directory.
-LOGS_FOLDER = "logs"
+def write_table(path: Path, columns: dict[str, Any]) -> None:
+    """Write columns of equal length as CSV, whole or not at all."""
+    with atomic_write(path) as unfinished:
+        with open(unfinished, "w", encoding="utf-8", newline="", errors="backslashreplace") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(zip(*columns.values()))

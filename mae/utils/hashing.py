@@ -4,11 +4,10 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import nn
 
-from modeling_mae import MAEPreTrainedModel
 
-
-def hash_weights(model: MAEPreTrainedModel) -> str:
+def hash_weights(model: nn.Module) -> str:
     """A hash of a model's tensors."""
     weights = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(model.state_dict().items()):
@@ -20,6 +19,11 @@ def hash_weights(model: MAEPreTrainedModel) -> str:
 def hash_key(*values: int | str | bytes, size: int = 8) -> bytes:
     """A short hash of a tuple of values, the same on every machine and version."""
     return hashlib.blake2b(repr(values).encode(), digest_size=size).digest()
+
+
+def hash_text(text: str, size: int = 8) -> str:
+    """A short hash of a text, in hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=size).hexdigest()
 
 
 def permutation(length: int, *key: int | str) -> np.ndarray:
