@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
@@ -14,19 +14,7 @@ from mae.data.loader import is_worker_failure, worker_failure
 from mae.hub.publisher import _publishers
 from mae.training.interruption import EXIT_CODE
 from mae.utils.distributed import is_main_process
-from mae.utils.errors import Interrupted, RunError, UserError
-
-
-def end_process(code: int) -> NoReturn:
-    """
-    `sys.exit`, which would wait for a push under way until it is done, because Python joins the threads that upload.
-    The next save, or the same command, pushes what this one leaves.
-    """
-    if any(publisher._under_way for publisher in _publishers):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+from mae.utils.errors import Interrupted, MAEError, UserError
 
 
 class ConsoleHandler(logging.Handler):
@@ -40,40 +28,93 @@ class ConsoleHandler(logging.Handler):
             stream.flush()
 
 
+class LastingStream:
+    """
+    A console stream that outlives its reader. `... | tee log` ends with the same Ctrl-C as the run, and a terminal may
+    be closed: output that nobody reads must not end a run before its checkpoint is saved.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._attempt(self._stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._attempt(self._stream.flush)
+
+    def _attempt(self, function: Callable[..., object], *arguments: object) -> None:
+        try:
+            function(*arguments)
+        except OSError:  # a broken pipe, or a terminal that is gone
+            # All that is still buffered goes there too, so that Python's own flush at exit succeeds.
+            with open(os.devnull, "w") as nothing:
+                os.dup2(nothing.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
 def set_up_messages() -> None:
     """Print the messages of this package, and leave progress bars to the script."""
     logger = logging.getLogger("mae")
     logger.setLevel(logging.INFO)
     if not any(isinstance(handler, ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(ConsoleHandler())
+    for name in ("stdout", "stderr"):
+        if not isinstance(getattr(sys, name), LastingStream):
+            setattr(sys, name, LastingStream(getattr(sys, name)))
     disable_progress_bar()  # of transformers, when it saves a model
+
+
+def end_process(code: int) -> NoReturn:
+    """
+    End the process with an exit code.
+
+    `sys.exit` would wait for an upload that is active, because Python joins its threads. The next save, or the same
+    command, uploads what is cut off here.
+    """
+    if any(publisher._under_way for publisher in _publishers):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
     """
-    Runs a script's `main`, and ends it with its exit code, told in one line: see the scripts.
+    Run a script's `main`, print an error as one line, and end the process with its exit code.
 
     Args:
-        can_resume: Whether the same command goes on where it was.
+        can_resume: Whether the same command resumes, for messages.
     """
-    rank = os.environ.get("RANK", "0")
     set_up_messages()
+    rank = os.environ.get("RANK", "0")
+    again = " Run the same command again to resume from the last checkpoint." if can_resume else ""
     try:
         main()
-    except (UserError, RunError) as error:
-        if not error.already_reported:  # every process has its own data to break off
-            print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)
+    except MAEError as error:
+        if not error.already_reported:  # each rank has data of its own, which may break off
+            _print_error(error, rank)
         end_process(2 if isinstance(error, UserError) else 1)
-    except OSError as error:  # a full disk, say, where something small is written
-        then = " The same command goes on from the last checkpoint." if can_resume else ""
-        print(f"error: {error}.{then}", file=sys.stderr)
+    except OSError as error:  # a full disk, for example, when something small is written
+        _print_error(f"{error}.{again}", rank)
         end_process(1)
     except RuntimeError as error:
         if not is_worker_failure(error):
             raise
-        print(f"error: {worker_failure(error)}", file=sys.stderr)
+        _print_error(worker_failure(error), rank)
         end_process(1)
-    except (Interrupted, KeyboardInterrupt) as error:  # the second before training has begun
+    except Interrupted as error:
         if rank == "0":
-            print(str(error) or ("Stopped before training began." if can_resume else "Stopped."), file=sys.stderr)
-        end_process(EXIT_CODE if isinstance(error, Interrupted) else 128 + signal.SIGINT)
+            print(error, file=sys.stderr)
+        end_process(EXIT_CODE)
+    except KeyboardInterrupt:
+        if rank == "0":
+            print("Stopped before training began." if can_resume else "Stopped.", file=sys.stderr)
+        end_process(128 + signal.SIGINT)
+
+
+def _print_error(error: object, rank: str) -> None:
+    print(f"error: {error}" if rank == "0" else f"error in process {rank}: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ The DataLoader never enters `accelerator.prepare`: the stream already yields thi
 
 import re
 import signal
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -71,13 +72,14 @@ def worker_failure(error: BaseException) -> DataError:
 
 def batches(loader: DataLoader) -> Iterator[Batch]:
     """
-    Iterate over a loader's batches.
+    Iterate over a loader's batches. Closing the iterator ends its workers and reading threads.
 
     Raises:
         DataError: if a worker dies. Any other error keeps its type and its traceback.
     """
+    iterator = iter(loader)
     try:
-        yield from loader
+        yield from iterator
     except (OSError, EOFError) as error:
         if not loader.num_workers:
             raise
@@ -86,3 +88,23 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         if not is_worker_failure(error):
             raise
         raise worker_failure(error) from error
+    finally:
+        _end_workers(iterator)
+
+
+def _end_workers(iterator: object) -> None:
+    """End the workers of a DataLoader's iterator, also if a traceback keeps the iterator alive."""
+    workers = getattr(iterator, "_workers", ())
+    handler = None
+    if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        # PyTorch's handler raises wherever this process is after a worker has failed, including in this function.
+        try:
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        except RuntimeError:  # the handler ran before it was replaced
+            handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in workers:
+        worker.kill()  # they ignore the request to stop, and would be waited for without end
+    if workers:
+        iterator._shutdown_workers()  # or the handler finds the failed worker when the iterator is collected
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)

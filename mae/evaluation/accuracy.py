@@ -3,6 +3,7 @@ What is looked at while a model is trained, and after: its loss on fixed images 
 what the nearest neighbours of images say of their class; how often a classifier is right.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ class AccuracyEvaluator:
         batch_size: int,
         num_workers: int = 0,
         retry_minutes: float = 0,
+        features: Callable[[Callable[[], bool]], Outputs | None] | None = None,
     ):
         self.source = source
         self.labels = labels
         self.every_steps = every_steps
         self.batch_size = batch_size
         self.options = {"num_workers": num_workers, "retry_minutes": retry_minutes}
-        self.features: Outputs | None = None  # of a frozen encoder, once they are computed
+        self.features = features
 
     def __call__(self, model: MAEForImageClassification, context: EvaluationContext) -> Evaluation | None:
         device = next(model.parameters()).device
@@ -62,13 +64,16 @@ class AccuracyEvaluator:
             for buffer in model.head_norm.buffers():
                 torch.distributed.broadcast(buffer, 0)
         if self.features is not None:
-            rows, features = self.features.rows, self.features.outputs["features"]
+            frozen = self.features(context.should_stop)
+            if frozen is None:
+                return None
+            rows, features = frozen.rows, frozen.outputs["features"]
             parts = [
                 self._judge(model(encoder_outputs=MAEModelOutput(pooler_output=part.to(device))).logits, some)
                 for part, some in zip(features.split(self.batch_size), _split(rows, self.batch_size))
             ]
             outputs = {name: torch.cat([part[name] for part in parts]).cpu() for name in (parts[0] if parts else ())}
-            mapped = Outputs(rows, outputs, self.features.skipped)
+            mapped = Outputs(rows, outputs, frozen.skipped)
         else:
             mapped = map_images(
                 lambda pixel_values, rows: self._judge(model(pixel_values).logits, rows),

@@ -7,29 +7,29 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
+from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from configuration_mae import MAEConfig
+from configuration_mae import CONFIG_FIELDS
+from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
 from mae.data.labels import Labels
-from mae.data.loader import make_loader
+from mae.data.loader import default_num_workers
 from mae.data.normalization import normalize
 from mae.data.sources import Source
 from mae.data.transforms import ClassificationTransform, SampleDataset, seeded
-from mae.evaluation.accuracy import AccuracyEvaluator
 from mae.evaluation.features import _read_features, _write_features, encode
 from mae.evaluation.inference import Outputs, map_images
-from mae.training.loop import Training
 from mae.training.optimization import LARS, make_optimizer, parameter_groups
-from mae.training.run_directory import RunDirectory
 from mae.utils.errors import DataError, UserError
 from mae.utils.hashing import hash_key, hash_weights
 from modeling_mae import MAEForImageClassification, MAEModelOutput
@@ -60,27 +60,112 @@ def freeze_encoder(model: MAEForImageClassification, num_trainable_blocks: float
         module.requires_grad_(True)
 
 
-class Classification(Training):
+class FrozenFeatures:
     """
-    A run that trains a [`MAEForImageClassification`].
-
-    What is of a whole micro-batch, mixup, cutmix, drop path and the batch norm of a linear probe, follows from the
-    seed and the batch's positions: it is the same after a resume, for any number of workers, and as long as processes,
-    micro-batches and accumulation divide the batch as before.
+    Features of all images of a source by a frozen encoder, computed on first use or read from the cache.
 
     Args:
-        labels: Of the source's rows.
-        accuracy: The evaluator, which is given the features of a frozen encoder too.
+        name: Name of the images, for messages.
     """
 
-    task = "fine-tuning"
+    def __init__(
+        self,
+        model: MAEForImageClassification,
+        source: Source,
+        name: str,
+        arguments: RunArguments,
+        accelerator: Accelerator,
+    ):
+        if accelerator.is_fsdp2:
+            raise UserError("--augmentation none does not work with FSDP. A classifier is small: use DDP.")
+        self.model = model
+        self.source = source
+        self.name = name
+        self.arguments = arguments
+        self.accelerator = accelerator
+        self.outputs: Outputs | None = None
 
-    def __init__(self, model, source, recipe, arguments, accelerator, accuracy: AccuracyEvaluator, labels: Labels):
+    def __call__(self, should_stop: Callable[[], bool]) -> Outputs | None:
+        """The features; None if the run was asked to stop meanwhile. A collective."""
+        if self.outputs is None:
+            self.outputs = self._compute(should_stop)
+        return self.outputs
+
+    def _compute(self, should_stop: Callable[[], bool]) -> Outputs | None:
+        config, accelerator, source, name = self.model.config, self.accelerator, self.source, self.name
+        own = {name: getattr(config, name) for name in CONFIG_FIELDS}
+        own |= {"encoder": hash_weights(self.model.mae), "data": source.fingerprint, "tf32": self.arguments.tf32}
+        key = hash_key("features", json.dumps(own, sort_keys=True), accelerator.mixed_precision, size=16).hex()
+        path = Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{key}.safetensors"
+        kept = _read_features(path)
+        # All of them compute what one machine lacks.
+        is_there = torch.tensor(int(kept is not None), device=accelerator.device)
+        if int(accelerator.reduce(is_there, "sum")) == accelerator.num_processes:
+            logger.info(f"Features of the {len(kept.rows):,} {name} images: computed before, {path}")
+            return kept
+        was_training = self.model.training
+        self.model.eval()
+        total = sum(source.group_sizes)
+        num_workers = self.arguments.dataloader_num_workers
+        with (
+            tqdm(total=total, desc=f"features, {name}", unit="image", disable=not accelerator.is_main_process) as bar,
+            accelerator.autocast(),
+        ):
+            mapped = map_images(
+                lambda pixel_values, rows: {"features": encode(self.model.mae, pixel_values, config.pooling)},
+                source,
+                config,
+                accelerator.device,
+                self.arguments.per_device_train_batch_size,
+                default_num_workers(accelerator.device) if num_workers is None else num_workers,
+                self.arguments.data_retry_minutes,
+                should_stop,
+                bar.update,
+            )
+        self.model.train(was_training)
+        if mapped is not None and not len(mapped.rows):
+            raise DataError(f"None of the {total:,} {name} images can be read: {mapped.skipped[0][1]}.")
+        if mapped is not None and PartialState().is_local_main_process and not mapped.skipped:
+            _write_features(path, mapped)
+        return mapped
+
+
+_NAMES = {"finetune": "fine-tuning", "linear": "linear probe", "partial": "partial fine-tuning"}
+
+
+class Classification:
+    """
+    Training a [`MAEForImageClassification`], as a [`Task`].
+
+    Mixup, cutmix, drop path and the batch norm of a linear probe depend on a whole per-device batch. They follow from
+    the seed and the batch's positions: they are the same after a resume, for any number of workers, and as long as
+    ranks, per-device batch and accumulation divide the batch as before.
+
+    Args:
+        labels: Labels of the source's rows.
+        features: Features of a frozen encoder that does not change, to train on instead of images.
+
+    Raises:
+        UserError: if the recipe's flags do not fit together.
+    """
+
+    flops_per_image = None
+
+    def __init__(
+        self,
+        model: MAEForImageClassification,
+        source: Source,
+        labels: Labels,
+        recipe: ClassificationRecipe,
+        arguments: RunArguments,
+        features: FrozenFeatures | None = None,
+    ):
+        self.model = model
+        self.source = source if features is None else RowNumbers(source)
         self.labels = labels
-        self.accuracy = accuracy
-        # What does not change is computed once.
-        self.is_cached = recipe.protocol == "linear" and recipe.augmentation == "none"
-        self.features: Outputs | None = None
+        self.recipe = recipe
+        self.features = features
+        self.name = _NAMES[recipe.protocol]
         self.min_learning_rate = 0.0 if recipe.protocol == "linear" else 1e-6
         mixes = [
             mix(alpha=alpha, num_classes=len(labels.names))
@@ -88,28 +173,18 @@ class Classification(Training):
             if alpha
         ]
         self.mix = v2.RandomChoice(mixes) if mixes else None
-        if self.is_cached and (self.mix is not None or recipe.random_erasing):
+        if uses_frozen_features(recipe) and (self.mix is not None or recipe.random_erasing):
             raise UserError("--augmentation none excludes --mixup_alpha, --cutmix_alpha and --random_erasing.")
-        if recipe.protocol != "finetune":
-            self.task = "linear probe" if recipe.protocol == "linear" else "partial fine-tuning"
         if recipe.protocol == "linear" and arguments.per_device_train_batch_size < 2:
-            raise UserError("--per_device_train_batch_size must be 2 or more: --protocol linear normalises over it.")
-        if self.is_cached:
-            if accelerator.is_fsdp2:
-                raise UserError("FSDP does not go with --augmentation none here: a classifier is small, use DDP.")
-            self.encoder = hash_weights(model.mae)
-        super().__init__(model, source, recipe, arguments, accelerator, [accuracy])
-        accuracy.options = {"num_workers": self.num_workers, "retry_minutes": arguments.data_retry_minutes}
+            raise UserError(
+                "--per_device_train_batch_size must be at least 2, because --protocol linear normalises over it."
+            )
 
-    @property
-    def identity(self) -> dict:
-        identity = super().identity
-        identity["data"] |= {"labels": self.labels.fingerprint, "classes": len(self.labels.names)}
-        identity["model"] |= {"num_labels": len(self.labels.names), "problem_type": self.labels.problem_type}
-        return identity
-
-    def make_examples(self) -> ClassificationTransform:
+    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset | None:
         recipe = self.recipe
+        if self.features is not None:
+            features = self.features(should_stop)
+            return None if features is None else FeatureDataset(features, self.labels.values)
         crops = recipe.augmentation != "none"
         return ClassificationTransform(
             self.model.config,
@@ -119,15 +194,15 @@ class Classification(Training):
             random_erasing=recipe.random_erasing,
         )
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         if recipe.protocol == "linear":
             return LARS(parameter_groups(self.model, recipe.weight_decay), lr=0.0, momentum=recipe.adam_beta1)
         betas = recipe.adam_beta1, recipe.adam_beta2
         return make_optimizer(self.model, recipe.weight_decay, betas, recipe.layer_decay)
 
-    def compute_loss(self, batch: Batch) -> torch.Tensor:
-        device, recipe = self.accelerator.device, self.recipe
+    def loss(self, forward: nn.Module, batch: Batch) -> Tensor:
+        device, recipe = self.model.device, self.recipe
         labels = torch.as_tensor(batch.labels).to(device, non_blocking=True)
         inputs = batch.pixel_values.to(device, non_blocking=True)
         seed = int.from_bytes(hash_key("batch", recipe.seed, batch.keys[:8]), "big") >> 1
@@ -142,74 +217,38 @@ class Classification(Training):
             with seeded(seed):
                 arguments["pixel_values"], labels = self.mix(arguments["pixel_values"], labels)
         if recipe.label_smoothing_factor:
-            num_classes = len(self.labels.names)
-            labels = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
-            labels = labels * (1 - recipe.label_smoothing_factor) + recipe.label_smoothing_factor / num_classes
-        # A batch that images are missing of may have too few to normalise over.
+            labels = self.smooth(labels)
+        # With unreadable images left out, a batch may be too small to normalise over.
         self.model.head_norm.train(len(inputs) > 1)
-        return self.prepared(labels=labels, **arguments).loss
+        return forward(labels=labels, **arguments).loss
 
-    # Features of a frozen encoder
+    def smooth(self, labels: Tensor) -> Tensor:
+        """Spread a share of each label over all classes: `(B,)` or `(B, classes)` -> `(B, classes)`."""
+        num_classes, share = len(self.labels.names), self.recipe.label_smoothing_factor
+        labels = labels if labels.is_floating_point() else F.one_hot(labels, num_classes).float()
+        return labels * (1 - share) + share / num_classes
 
-    def prepare_data(self, run: RunDirectory, is_stopped: Callable[[], bool]) -> bool:
-        if not self.is_cached:
-            return True
-        self.features = self._features("training", self.source, is_stopped)
-        if self.features is not None:
-            self.accuracy.features = self._features("held-out", self.accuracy.source, is_stopped)
-        return self.accuracy.features is not None
-
-    def _features(self, name: str, source: Source, is_stopped: Callable[[], bool]) -> Outputs | None:
-        """Of all images of a source, from the cache where they are there; None where it was stopped."""
-        config, accelerator = self.model.config, self.accelerator
-        own = {name: getattr(config, name) for name in MAEConfig.__annotations__}
-        own |= {"encoder": self.encoder, "data": source.fingerprint, "tf32": self.arguments.tf32}
-        key = hash_key("features", json.dumps(own, sort_keys=True), accelerator.mixed_precision, size=16).hex()
-        path = Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{key}.safetensors"
-        kept = _read_features(path)
-        # All of them compute what one machine lacks.
-        is_there = torch.tensor(int(kept is not None), device=accelerator.device)
-        if int(accelerator.reduce(is_there, "sum")) == accelerator.num_processes:
-            logger.info(f"Features of the {len(kept.rows):,} {name} images: computed before, {path}")
-            return kept
-        self.model.eval()
-        total = sum(source.group_sizes)
-        with (
-            tqdm(total=total, desc=f"features, {name}", unit="image", disable=not accelerator.is_main_process) as bar,
-            accelerator.autocast(),
-        ):
-            mapped = map_images(
-                lambda pixel_values, rows: {"features": encode(self.model.mae, pixel_values, config.pooling)},
-                source,
-                config,
-                accelerator.device,
-                self.arguments.per_device_train_batch_size,
-                self.num_workers,
-                self.arguments.data_retry_minutes,
-                is_stopped,
-                bar.update,
-            )
-        self.model.train()
-        if mapped is not None and not len(mapped.rows):
-            raise DataError(f"None of the {total:,} {name} images can be read: {mapped.skipped[0][1]}.")
-        if mapped is not None and PartialState().is_local_main_process and not mapped.skipped:
-            _write_features(path, mapped)
-        return mapped
-
-    def _make_loader(self, first_step: int) -> DataLoader:
-        if self.features is None:
-            return super()._make_loader(first_step)
-        stream = self.make_stream(first_step, _Rows(self.source))
-        return make_loader(stream, FeatureDataset(self.features, self.labels.values))
+    def identity(self) -> dict[str, dict[str, Any]]:
+        num_classes = len(self.labels.names)
+        return {
+            "data": {"labels": self.labels.fingerprint, "classes": num_classes},
+            "model": {"num_labels": num_classes, "problem_type": self.labels.problem_type},
+        }
 
 
-class _Rows:
+def uses_frozen_features(recipe: ClassificationRecipe) -> bool:
+    """Whether features do not change during training, and so are computed once."""
+    return recipe.protocol == "linear" and recipe.augmentation == "none"
+
+
+class RowNumbers:
     """A source of which only the order counts: its rows hold nothing."""
 
     def __init__(self, source: Source):
         self.group_sizes = source.group_sizes
         self.origin = source.origin
         self.num_readers = 1
+        self.fingerprint, self.revision, self.note = source.fingerprint, source.revision, source.note
 
     def read(self, group: int, first_row: int) -> Iterator[bytes]:
         for _ in range(first_row, self.group_sizes[group]):

@@ -1,13 +1,83 @@
 """The identity of a run: everything that changes its results."""
 
+from dataclasses import asdict
+from typing import Any
+
+from accelerate import Accelerator
+
+from configuration_mae import CONFIG_FIELDS, MAEConfig
+from mae.arguments.recipes import Recipe
+from mae.arguments.run import RunArguments
+from mae.data.sources import Source
 from mae.utils.text import flatten
 
 
-def differences(theirs: dict, ours: dict) -> list[str]:
-    """In what two identities differ, in words."""
-    theirs, ours = flatten(theirs), flatten(ours)
+def run_identity(
+    recipe: Recipe,
+    arguments: RunArguments,
+    accelerator: Accelerator,
+    source: Source,
+    config: MAEConfig,
+    batch_size: int,
+    initial_weights: str | None,
+    of_the_task: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """
+    The identity of a run, as JSON values. It holds neither how the batch is divided nor where files lie.
+
+    Args:
+        batch_size: Images of an optimizer step, over all ranks.
+        initial_weights: Hash of the weights that training starts from, if they come from a checkpoint.
+        of_the_task: What the task adds to "data" and "model".
+    """
+    identity: dict[str, Any] = {
+        "recipe": recipe_identity(recipe),
+        "effective_batch_size": batch_size,
+        "mixed_precision": accelerator.mixed_precision,
+        "tf32": arguments.tf32,
+        "initial_weights": initial_weights,
+        "data": {"fingerprint": source.fingerprint, "images": sum(source.group_sizes)},
+        "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
+    }
+    for name, values in of_the_task.items():
+        identity[name] |= values
+    return identity
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    # Names and flags are replaced by what they led to: fingerprint, initial weights and configuration.
+    replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name", "streaming"}
+    replaced |= {"train_dir", "validation_dir", "label_column_name"}
+    replaced |= {"model_name_or_path", "model_revision", "allow_pickle", "model_size", "inflate_channels"}
+    replaced |= {"image_mean", "image_std"}
+    replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
+    if recipe.max_steps > 0:
+        replaced.add("num_train_epochs")
+    return {name: value for name, value in asdict(recipe).items() if name not in replaced}
+
+
+def resolved_recipe(
+    recipe: Recipe, arguments: RunArguments, accelerator: Accelerator, source: Source, config: MAEConfig
+) -> dict[str, Any]:
+    """The flags that repeat a run, with the revision of the data and the mean and std of its images filled in."""
+    flags = asdict(recipe) | asdict(arguments)
+    # The launcher may have set the precision.
+    flags |= {precision: accelerator.mixed_precision == precision for precision in ("bf16", "fp16")}
+    where = {"output_dir", "overwrite_output_dir", "resume_from_checkpoint"}
+    for name in [name for name in flags if name in where or name.startswith(("hub_", "push_to_hub"))]:
+        del flags[name]
+    if recipe.train_dir is None:
+        flags["dataset_revision"] = source.revision
+    if recipe.image_mean is not None:
+        flags |= {name: list(getattr(config, name)) for name in ("image_mean", "image_std")}
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Describe in what two identities differ, one entry per value."""
+    stored, current = flatten(stored), flatten(current)
     return [
-        f"{name} was {theirs.get(name)!r}, now {ours.get(name)!r}"
-        for name in sorted(theirs.keys() | ours.keys())
-        if theirs.get(name) != ours.get(name)
+        f"{name} was {stored.get(name)!r}, now {current.get(name)!r}"
+        for name in sorted(stored.keys() | current.keys())
+        if stored.get(name) != current.get(name)
     ]

@@ -1,44 +1,58 @@
-"""Masked pre-training (Section 3), as a task of the training loop."""
+"""Masked pre-training (Section 3), as a task."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.data.batch import Batch
 from mae.data.normalization import normalize
+from mae.data.sources import Source
 from mae.data.transforms import PreTrainingTransform
 from mae.training.flops import training_flops
-from mae.training.loop import Training
 from mae.training.optimization import make_optimizer
 from mae.utils.errors import UserError
+from modeling_mae import MAEForPreTraining
 
 
-class PreTraining(Training):
-    """A run of masked pre-training, of a [`MAEForPreTraining`]."""
+class PreTraining:
+    """
+    Masked pre-training, as a [`Task`].
 
-    task = "pre-training"
+    Raises:
+        UserError: if the model has drop path or attention dropout.
+    """
 
-    def __init__(self, model, *args, **kwargs):
+    name = "pre-training"
+    min_learning_rate = 0.0
+
+    def __init__(self, model: MAEForPreTraining, source: Source, recipe: PreTrainingRecipe):
         for name in ("drop_path_rate", "attention_probs_dropout_prob"):
             # It would be drawn from a state that depends on how the batch is divided and that no checkpoint holds.
             if getattr(model.config, name):
                 raise UserError(
-                    f"{name}={getattr(model.config, name)} is for fine-tuning; pre-train without it, as the paper "
+                    f"{name}={getattr(model.config, name)} is for fine-tuning. Pre-train without it, as the paper "
                     f"does: --config_overrides {name}=0"
                 )
-        super().__init__(model, *args, **kwargs)
+        self.model = model
+        self.source = source
+        self.recipe = recipe
+        self.flops_per_image = training_flops(model.config)
 
-    def make_examples(self) -> PreTrainingTransform:
+    def dataset(self, should_stop: Callable[[], bool]) -> PreTrainingTransform:
         return PreTrainingTransform(self.model.config)
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
+    def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         return make_optimizer(self.model, recipe.weight_decay, (recipe.adam_beta1, recipe.adam_beta2))
 
-    def compute_loss(self, batch: Batch) -> torch.Tensor:
-        device = self.accelerator.device
+    def loss(self, forward: nn.Module, batch: Batch) -> Tensor:
+        device = self.model.device
         images = batch.pixel_values.to(device, non_blocking=True)
         noise = torch.as_tensor(batch.noise).to(device, non_blocking=True)
-        return self.prepared(normalize(images, self.model.config), noise=noise).loss
+        return forward(normalize(images, self.model.config), noise=noise).loss
 
-    @property
-    def flops(self) -> float:
-        return training_flops(self.model.config)
+    def identity(self) -> dict[str, dict[str, Any]]:
+        return {}

@@ -1,6 +1,17 @@
-"""The learning-rate schedule."""
+"""How long a run is, and its learning rate at each step."""
 
+import logging
 import math
+from dataclasses import dataclass
+
+import torch
+
+from mae.arguments.recipes import Recipe
+from mae.arguments.run import RunArguments
+from mae.utils.errors import UserError
+
+
+logger = logging.getLogger(__name__)
 
 
 def learning_rate_at(
@@ -18,3 +29,100 @@ def learning_rate_at(
         return learning_rate * epoch / warmup_epochs
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
     return min_learning_rate + (learning_rate - min_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """
+    Length and learning rate of a run.
+
+    Args:
+        batch_size: Images of an optimizer step, over all ranks.
+        epoch_length: Images of an epoch.
+        num_steps: Optimizer steps of the run.
+        peak: Learning rate after the warm-up.
+        warmup_epochs: Epochs of linear warm-up.
+        minimum: Learning rate at the end.
+    """
+
+    batch_size: int
+    epoch_length: int
+    num_steps: int
+    peak: float
+    warmup_epochs: float
+    minimum: float = 0.0
+
+    @classmethod
+    def of(cls, recipe: Recipe, batch_size: int, epoch_length: int, minimum: float = 0.0) -> "Schedule":
+        """
+        The schedule of a recipe.
+
+        Raises:
+            UserError: if the run is shorter than a step.
+        """
+        num_steps = recipe.max_steps
+        if recipe.max_steps <= 0:
+            num_steps = int(recipe.num_train_epochs * epoch_length / batch_size)
+            if not num_steps:
+                raise UserError(
+                    f"--num_train_epochs {recipe.num_train_epochs:g} of {epoch_length:,} images is shorter than a "
+                    f"batch of {batch_size:,} images. Lower the batch size or train for longer."
+                )
+        warmup_epochs = recipe.warmup_epochs
+        if recipe.warmup_ratio is not None:
+            warmup_epochs = recipe.warmup_ratio * (num_steps / (epoch_length / batch_size))
+        peak = recipe.learning_rate or recipe.base_learning_rate * batch_size / 256
+        return cls(batch_size, epoch_length, num_steps, peak, warmup_epochs, minimum)
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.epoch_length / self.batch_size
+
+    @property
+    def num_epochs(self) -> float:
+        return self.num_steps / self.steps_per_epoch
+
+    @property
+    def only_warms_up(self) -> bool:
+        """Whether the run ends before the learning rate reaches its peak."""
+        return bool(self.warmup_epochs) and self.warmup_epochs >= self.num_epochs
+
+    def epoch(self, step: int) -> float:
+        """Epochs done after a step, fractions included."""
+        return step / self.steps_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Learning rate of a step, from 1."""
+        return learning_rate_at(
+            (step - 1) / self.steps_per_epoch, self.peak, self.warmup_epochs, self.num_epochs, self.minimum
+        )
+
+    def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
+        """Set the learning rate of a step in every group of an optimizer; returns it."""
+        rate = self.rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+        return rate
+
+
+def fit_to_small_data(recipe: Recipe, arguments: RunArguments, num_images: int, num_processes: int) -> list[str]:
+    """
+    Lower --lanes and the per-device batch if there are fewer images than either needs; returns a note for each.
+
+    The order needs an image for each lane, and an epoch must hold a batch.
+    """
+    notes = []
+    lanes = min(recipe.lanes, num_images // num_processes * num_processes)
+    if 0 < lanes < recipe.lanes:
+        notes.append(f"Note: --lanes {recipe.lanes} is lowered to {lanes}, because there are {num_images} images.")
+        recipe.lanes = lanes
+    epoch_length = num_images // recipe.lanes * recipe.lanes
+    divisor = arguments.gradient_accumulation_steps * num_processes
+    largest = epoch_length // divisor
+    if 0 < largest < arguments.per_device_train_batch_size:
+        notes.append(
+            f"Note: --per_device_train_batch_size {arguments.per_device_train_batch_size} is lowered to {largest}, "
+            f"because an epoch has {epoch_length} images."
+        )
+        arguments.per_device_train_batch_size = largest
+    return notes

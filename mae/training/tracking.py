@@ -1,5 +1,6 @@
-"""What Accelerate's trackers (TensorBoard, Trackio, Weights & Biases) are given of a run, by the main process."""
+"""Log to Accelerate's trackers: TensorBoard, Trackio, Weights & Biases. Only rank 0 logs."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +14,19 @@ from mae.utils.hashing import hash_text
 from mae.utils.text import flatten
 
 
-PROJECT = "mae"
-
-
 def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any], first_step: int) -> None:
     """
-    Starts them, on the main process.
+    Start the trackers, on rank 0.
 
     Args:
-        path: The run's directory. Runs of the same directory and configuration are one run.
-        config: To be shown beside the numbers.
-        first_step: What was logged after it is about to be logged again.
+        path: The run's directory. Starts in the same directory with the same configuration are one run.
+        config: Shown beside the numbers.
+        first_step: Step that training resumes after. Later steps are logged again.
 
     Raises:
-        UserError: where one cannot start, say without a login.
+        UserError: if a tracker cannot start, for example without a login.
     """
-    # The same command again goes on in the same run.
+    # The same command resumes the tracker's run too.
     run_id = hash_text(f"{path.resolve()} {config}")
     options = {
         "tensorboard": {"purge_step": first_step + 1},
@@ -40,20 +38,20 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
     }
     try:
         (path / LOGS_FOLDER).mkdir(exist_ok=True)
-        accelerator.init_trackers(PROJECT, None if first_step else flat, options)
-    except Exception as error:  # each has its own
+        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mae"), None if first_step else flat, options)
+    except Exception as error:  # each tracker raises its own kind
         names = " ".join(str(name) for name in accelerator.log_with)
         raise UserError(f"--report_to {names} cannot start: {first_line(error)}") from None
 
 
 def track(accelerator: Accelerator, group: str, values: dict[str, Any], step: int) -> None:
-    """Numbers, and pictures by their path, of one step."""
+    """Log the numbers of a step, and its pictures by their paths."""
     if not accelerator.is_main_process:
         return
     numbers = {
         f"{group}/{name}": value
         for name, value in values.items()
-        if isinstance(value, (int, float)) and name != "step"  # which is the axis
+        if isinstance(value, (int, float)) and name != "step"
     }
     accelerator.log(numbers, step)
     for name, path in values.items():
