@@ -177,6 +177,7 @@ class RunDirectory:
         self.skipped = JsonLines(self.path / SKIPPED_FILE)
         self.checkpoints = Checkpointer(self.path, self.identity, save_total_limit)
         self._lock = Lock(self.path)
+        self._is_new = False  # whether this claim is the first of a run
         self._made: list[Path] = []  # by this claim, the directory and those above it
 
     def __enter__(self) -> "RunDirectory":
@@ -208,6 +209,8 @@ class RunDirectory:
                     self._tidy()
                     return
                 self._clear(run_file)
+            else:
+                self._is_new = True
             write_json(run_file, self.identity | {"data_name": self.data})
         except OSError as error:
             self._lock.release()
@@ -218,15 +221,20 @@ class RunDirectory:
             raise
 
     def _undo_claim(self) -> None:
-        """Remove a directory that this claim has made, if nothing but the claim is in it."""
-        if not self._made or not self.path.is_dir():
+        """Remove what a new claim has written, if the run has logged and saved nothing: the command was refused."""
+        if not self._is_new:
             return
-        if {entry.name for entry in self.path.iterdir()} <= {RUN_FILE, LOCK_FILE}:
-            for name in (RUN_FILE, LOCK_FILE):
+        written = {RUN_FILE, LOCK_FILE, RECIPE_FILE, ENVIRONMENT_FILE}
+        others = [entry for entry in self.path.iterdir() if is_of_a_run(entry.name) and entry.name not in written]
+        if all(entry.is_dir() and not any(entry.iterdir()) for entry in others):  # the folder of a tracker's logs
+            for entry in others:
+                entry.rmdir()
+            for name in written:
                 (self.path / name).unlink(missing_ok=True)
             for folder in self._made:
-                folder.rmdir()
-            self._made = []
+                if not any(folder.iterdir()):
+                    folder.rmdir()
+        self._is_new = False
 
     def _tidy(self) -> None:
         """Remove what kills have left half written or half removed."""

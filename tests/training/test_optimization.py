@@ -9,24 +9,12 @@ from safetensors.torch import load_file
 from configuration_mae import MAEConfig
 from mae.training.average import AveragedWeights
 from mae.training.optimization import LARS, GuardedStep, make_optimizer, parameter_groups
-from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 from tests.support.data import ROOT
 
 
 CONFIG = {"image_size": 32, "patch_size": 8, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2}
 CONFIG |= {"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2}
-SCHEDULE = json.loads((ROOT / "tests" / "fixtures" / "official_lr_schedule.json").read_text())
-
-
-@pytest.mark.parametrize("case", SCHEDULE, ids=lambda case: f"{case['epochs']}-{case['epoch']}")
-def test_official_schedule(case):
-    ours = learning_rate_at(case["epoch"], case["lr"], case["warmup_epochs"], case["epochs"], case["min_lr"])
-    assert ours == pytest.approx(case["result"], rel=1e-12, abs=1e-18)
-
-
-def test_schedule_without_warm_up_starts_at_the_peak():
-    assert learning_rate_at(0, 0.1, 0, 10) == 0.1
 
 
 def test_pre_training_decays_cls_and_mask_tokens():
