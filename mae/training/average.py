@@ -9,11 +9,12 @@ from torch import nn
 
 class AveragedWeights:
     """
-    An exponential moving average of a model's trainable weights (EMA), beside them.
+    An exponential moving average (EMA) of a model's trainable weights. torch.optim.swa_utils.AveragedModel would copy
+    the whole model, and does not shard.
 
     Args:
-        model: The model, wherever its parameters are by now: the average lies beside them, sharded as they are.
-        decay: How much of the average a step keeps; less in the first steps, (1 + step) / (10 + step), so that the
+        model: The model on its device. The average lies beside its parameters, sharded as they are.
+        decay: Share of the average that a step keeps. It is (1 + step) / (10 + step) in the first steps, so that the
             initial weights are forgotten.
     """
 
@@ -24,13 +25,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """To be called after step number `step`, from 1."""
+        """Take in the weights after a step, from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, [parameter.detach() for parameter in self.parameters], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """While entered, the model computes with the averages."""
+        """Let the model compute with the averages while entered."""
         self._swap()
         try:
             yield
@@ -45,7 +46,7 @@ class AveragedWeights:
             average.copy_(kept)
 
     def reset(self) -> None:
-        """Takes the model's present weights for the average."""
+        """Set the average to the model's present weights."""
         with torch.no_grad():
             for parameter, average in zip(self.parameters, self.averages):
                 average.copy_(parameter)

@@ -1,6 +1,6 @@
 """
-Training a classifier on an encoder (Section 4.3 and Appendix A.1), as a task of the training loop: all weights, the
-last blocks, or a classifier on frozen features.
+Image classification on an encoder (Section 4.3 and Appendix A.1), as a task: fine-tuning, partial fine-tuning, or a
+linear probe on frozen features.
 """
 
 import json
@@ -40,11 +40,11 @@ logger = logging.getLogger(__name__)
 
 def freeze_encoder(model: MAEForImageClassification, num_trainable_blocks: float = 0) -> None:
     """
-    Leaves only the classifier to be trained and, for partial fine-tuning (Figure 9), the encoder's last blocks with
-    the norm after them. 0.5 is the MLP of the last block, with its norm.
+    Freeze the encoder, except for its last blocks and the norm after them in partial fine-tuning (Figure 9). 0.5 is
+    the MLP of the last block, with its norm.
 
     Raises:
-        UserError: for another number.
+        UserError: if the encoder has fewer blocks.
     """
     depth = len(model.mae.blocks)
     if not (num_trainable_blocks == 0.5 or num_trainable_blocks in range(depth + 1)):

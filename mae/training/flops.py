@@ -1,8 +1,8 @@
 """
-How much a model computes, and what of it a device could do: model FLOP utilisation.
+FLOPs of a model and of a device, for model FLOP utilisation (MFU).
 
-A FLOP is an addition or a multiplication, so that a product of matrices of m x k and k x n takes 2mkn. Counted are
-matrix products and attention; activations, norms and what gradient checkpointing computes again are not.
+A FLOP is an addition or a multiplication, so that a product of matrices of m x k and k x n takes 2mkn. Matrix products
+and attention count; activations, norms and the recomputation of gradient checkpointing do not.
 """
 
 import torch
@@ -11,8 +11,8 @@ from configuration_mae import MAEConfig, to_pair
 from modeling_mae import num_visible_patches
 
 
-# Dense peak FLOP/s of matrix products by precision, from NVIDIA's data sheets. The first name found in the device's
-# counts.
+# Dense peak FLOP/s of matrix products by precision, from NVIDIA's data sheets. The first entry whose words are all in
+# the device's name counts.
 _PEAKS: dict[str, dict[str, float]] = {
     "H100 PCIe": {"half": 756e12, "tf32": 378e12, "fp32": 51e12},
     "H100 NVL": {"half": 835e12, "tf32": 417e12, "fp32": 60e12},
@@ -28,7 +28,7 @@ _PEAKS: dict[str, dict[str, float]] = {
 
 
 def peak_flops(device: torch.device, mixed_precision: str, tf32: bool) -> float | None:
-    """FLOP/s of the device's data sheet at a precision of Accelerate's ("no", "fp16", "bf16"); None if not known."""
+    """Peak FLOP/s of a device at one of Accelerate's precisions ("no", "fp16", "bf16"); None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -66,5 +66,5 @@ def forward_flops(config: MAEConfig) -> int:
 
 
 def training_flops(config: MAEConfig) -> int:
-    """FLOPs of one image's forward and backward pass; the backward pass computes two products for each forward one."""
+    """FLOPs of training on one image: the backward pass computes two products for each one of the forward pass."""
     return 3 * forward_flops(config)

@@ -1,4 +1,4 @@
-"""Optimizer and schedule of the paper's recipes (Tables 8 and 9)."""
+"""Optimizers of the paper's recipes (Tables 8 to 10), and steps that skip a gradient that is not finite."""
 
 import torch
 from torch import nn
@@ -8,9 +8,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict]:
     """
-    The model's trainable parameters in groups with and without weight decay: biases and all that is one-dimensional
-    take none, nor does what the model names in `no_weight_decay()`. With a layer decay (Appendix A.1) there are two
-    for each layer that the model names in `layer_ids()`; `lr_scale` is by what their learning rate is multiplied.
+    Group the model's trainable parameters by weight decay and layer.
+
+    Biases, one-dimensional parameters and those that the model names in `no_weight_decay()` have no weight decay. With
+    a layer decay (Appendix A.1) each layer that the model names in `layer_ids()` has groups of its own, and their
+    `lr_scale` is the factor of their learning rate.
     """
     exempt = model.no_weight_decay()
     layers = model.layer_ids() if layer_decay != 1 else {}
@@ -30,18 +32,19 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
 def make_optimizer(
     model: nn.Module, weight_decay: float, betas: tuple[float, float], layer_decay: float = 1.0
 ) -> torch.optim.AdamW:
-    """AdamW; its learning rate is set at every step."""
+    """AdamW, whose learning rate the schedule sets at every step."""
     return torch.optim.AdamW(parameter_groups(model, weight_decay, layer_decay), lr=0.0, betas=betas, fused=True)
 
 
 class LARS(torch.optim.Optimizer):
     """
-    LARS (You et al. 2017) as in the official linear probe: the rate of each matrix is scaled by the ratio of its norm
-    to its gradient's; vectors take neither that nor weight decay. Torch has none. As a fused optimizer it takes
-    `found_inf`, and then changes nothing.
+    LARS (You et al. 2017) as in the official linear probe, because PyTorch has none.
+
+    The learning rate of each matrix is scaled by the ratio of its norm to the norm of its gradient. Vectors have
+    neither this scale nor weight decay. Like a fused optimizer it takes `found_inf`, and then changes nothing.
 
     Args:
-        trust_coefficient: By which the ratio is multiplied.
+        trust_coefficient: Factor of the ratio.
     """
 
     def __init__(self, params, lr: float, momentum: float = 0.9, trust_coefficient: float = 0.001):
@@ -65,7 +68,7 @@ class LARS(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(parameter)
                 buffer = state["momentum_buffer"]
                 new = group["momentum"] * buffer + update
-                if found_inf is not None:  # on the device, and so without waiting for it
+                if found_inf is not None:  # on the device, which the host does not wait for
                     new = torch.where(found_inf.bool(), buffer, new)
                     parameter.sub_(torch.where(found_inf.bool(), 0.0, group["lr"] * new))
                 else:
@@ -75,18 +78,20 @@ class LARS(torch.optim.Optimizer):
 
 class GuardedStep:
     """
-    An optimizer's step that takes the gradient as it is: unscaled, clipped, and left out where it is not finite, or
-    once there were too many such steps, so that weights and moments stay what they were. All on the device; only
-    [`GuardedStep.fatal_step`], [`GuardedStep.num_nonfinite`] and [`GuardedStep.state_dict`] wait for it.
+    An optimizer step that unscales and clips the gradient, and is skipped if the gradient is not finite.
 
-    With a gradient scaler (fp16) an overflow is how the scale is found: a step left out for it counts only where the
-    scale is already 1 or less.
+    A skipped step leaves weights and moments as they were. After too many of them every further step is skipped. All
+    of this runs on the device; only [`GuardedStep.fatal_step`], [`GuardedStep.num_nonfinite`] and
+    [`GuardedStep.state_dict`] wait for it.
+
+    A gradient scaler (fp16) finds its scale by overflows: a step that it skips only counts if the scale is already 1
+    or less.
 
     Args:
-        optimizer: A fused one, which takes `found_inf` as a gradient scaler sets it.
-        max_nonfinite_steps: How many steps may be left out.
-        max_grad_norm: To which norm gradients are clipped, over all parameters.
-        scaler: By which the loss was multiplied.
+        optimizer: A fused optimizer, or another that takes `found_inf` as a gradient scaler sets it.
+        max_nonfinite_steps: Number of steps that may be skipped.
+        max_grad_norm: Norm that gradients are clipped to, over all parameters (default: no clipping).
+        scaler: The scaler that the loss was multiplied by.
     """
 
     def __init__(
@@ -106,7 +111,7 @@ class GuardedStep:
 
     def __call__(self, step: int) -> torch.Tensor:
         """
-        Changes the weights, and forgets their gradients.
+        Update the weights, and clear their gradients.
 
         Args:
             step: Number of this step, from 1.
@@ -116,7 +121,7 @@ class GuardedStep:
         """
         counted = True
         if self.scaler is not None:
-            # The scale without waiting for the device, as get_scale() does.
+            # scale() reads the scale without waiting for the device, unlike get_scale().
             counted = self.scaler.scale(torch.ones_like(self._num_nonfinite)) <= 1
             self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -130,7 +135,7 @@ class GuardedStep:
         self._num_nonfinite += left_out & counted
         too_many = self._num_nonfinite > self.max_nonfinite_steps
         self._fatal_step += step * (too_many & (self._fatal_step == 0))
-        # What a scaler's step would do, and for too many steps too.
+        # As a scaler's step does, but also after too many skipped steps.
         self.optimizer.found_inf = (left_out | too_many).float()
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -140,16 +145,16 @@ class GuardedStep:
 
     @property
     def num_nonfinite(self) -> int:
-        """How many steps were left out because their gradient was not finite."""
+        """Number of steps that were skipped because their gradient was not finite."""
         return int(self._num_nonfinite)
 
     @property
     def fatal_step(self) -> int:
-        """The first step that was one too many, or 0."""
+        """The first step that was skipped beyond the limit, or 0."""
         return int(self._fatal_step)
 
     def state_dict(self) -> dict:
-        """JSON values."""
+        """The state as JSON values."""
         scaler = None if self.scaler is None else self.scaler.state_dict()
         return {"num_nonfinite": self.num_nonfinite, "scaler": scaler}
 

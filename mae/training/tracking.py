@@ -1,6 +1,7 @@
 """Log to Accelerate's trackers: TensorBoard, Trackio, Weights & Biases. Only rank 0 logs."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from mae.utils.errors import UserError, first_line
 from mae.utils.files import LOGS_FOLDER
 from mae.utils.hashing import hash_text
 from mae.utils.text import flatten
+
+
+def project_name(trackers: Iterable[object]) -> str:
+    """The project that runs are logged to: the variable of the tracker, as transformers' users know it, or "mae"."""
+    names = {str(tracker) for tracker in trackers}
+    variables = {"wandb": "WANDB_PROJECT", "trackio": "TRACKIO_PROJECT"}
+    found = [os.environ.get(variable) for name, variable in variables.items() if name in names]
+    return next(filter(None, found), "mae")
 
 
 def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any], first_step: int) -> None:
@@ -38,7 +47,7 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
     }
     try:
         (path / LOGS_FOLDER).mkdir(exist_ok=True)
-        accelerator.init_trackers(os.environ.get("WANDB_PROJECT", "mae"), None if first_step else flat, options)
+        accelerator.init_trackers(project_name(accelerator.log_with), None if first_step else flat, options)
     except Exception as error:  # each tracker raises its own kind
         names = " ".join(str(name) for name in accelerator.log_with)
         raise UserError(f"--report_to {names} cannot start: {first_line(error)}") from None

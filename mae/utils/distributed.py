@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def is_main_process() -> bool:
-    """Whether this is the first of all processes, on whatever machine."""
+    """Whether this is rank 0, of all machines."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
@@ -26,8 +26,10 @@ def count_cores() -> int:
 
 def on_main_process(function: Callable[[], Result]) -> Result:
     """
-    What a function gives on the main process, to all; every process must call. So is the output directory used,
-    because the others may be on machines that do not see it. An error that ends the main process ends all.
+    Run a function on rank 0, and broadcast its result. A collective.
+
+    The output directory is only used this way, because other nodes may not see it. A `UserError` or `RunError` of rank
+    0 is raised on every rank.
     """
     result, error = None, None
     if is_main_process():

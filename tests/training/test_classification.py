@@ -19,7 +19,6 @@ from huggingface_hub import HfApi, ModelCard, snapshot_download
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_cards import validate
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
@@ -668,7 +667,7 @@ def test_push(flags, tmp_path, hub):
     assert "predictions.csv" not in files  # with names of files
     copy = snapshot_download("me/classifier")
     card = ModelCard.load(f"{copy}/README.md")
-    validate(card)
+    card.validate()
     (result,) = card.data.eval_results[:1]
     assert card.data.pipeline_tag == "image-classification" and result.metric_type == "accuracy"
     assert result.metric_value == pytest.approx(evaluations(tmp_path / "run")[-1]["eval_accuracy"], abs=1e-5)
