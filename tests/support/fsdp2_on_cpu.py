@@ -1,7 +1,8 @@
 """
-examples/run_mae.py under Accelerate's FSDP2 on a CPU, where Accelerate by itself takes DDP: started by torchrun, with
-the environment that `accelerate launch` makes of examples/accelerate/fsdp2_8_gpus.yaml. Only the choice is changed;
-what shards, gathers and trains is Accelerate's and torch's own, over gloo.
+examples/run_mae.py under Accelerate's FSDP2 on a CPU, where Accelerate by itself chooses DDP.
+
+torchrun starts it, with the environment that `accelerate launch` makes of examples/accelerate/fsdp2_8_gpus.yaml. Only
+the choice is changed: Accelerate and PyTorch shard, gather and train over gloo.
 """
 
 import os
@@ -59,21 +60,21 @@ if __name__ == "__main__":
     take_fsdp2()
     sys.argv = sys.argv[1:]
     names = runpy.run_path(sys.argv[0], run_name="run_mae")
-    from mae.training.pretraining import PreTraining
+    from mae.training.loop import TrainingLoop
 
-    begin = PreTraining._start
+    resume = TrainingLoop.resume
 
-    def start_and_look(self, run):
-        step = begin(self, run)
+    def resume_and_look(self):
+        step = resume(self)
         assert self.accelerator.is_fsdp2
         # Accelerate's own would cast inputs, noise and loss with a mixed precision.
         assert self.accelerator.state.fsdp_plugin.mixed_precision_policy == MixedPrecisionPolicy()
-        parameters = [parameter for parameter in self.model.parameters() if parameter.numel() > 1]
+        parameters = [parameter for parameter in self.task.model.parameters() if parameter.numel() > 1]
         assert all(isinstance(parameter, DTensor) for parameter in parameters)
         check_scaler()
         rank = self.accelerator.process_index
         print(f"process {rank}: {len(parameters)} sharded parameters; one scale for all")
         return step
 
-    PreTraining._start = start_and_look
+    TrainingLoop.resume = resume_and_look
     names["main"]()

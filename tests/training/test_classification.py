@@ -218,13 +218,7 @@ def test_cached_features_change_nothing(flags, tmp_path, monkeypatch):
     assert "computed before" not in first.stdout and again.stdout.count("computed before") == 2
     assert exact(metrics(tmp_path / "again")) == exact(metrics(tmp_path / "cached"))
 
-    begin = Classification.__init__
-
-    def uncached(self, *args, **kwargs):
-        begin(self, *args, **kwargs)
-        self.is_cached = False
-
-    monkeypatch.setattr(Classification, "__init__", uncached)
+    monkeypatch.setattr("mae.training.classification.uses_frozen_features", lambda recipe: False)
     classify(tmp_path / "images", *arguments)
     losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("cached", "images")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5) and len(set(losses[0])) == 12
@@ -244,7 +238,7 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
     shutil.copytree(output_dir / "checkpoint-10", again / "checkpoint-10")
     arguments = [*flags, "--eval_steps", 6, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
     done = classify(again, *arguments)
-    assert "Going on after step 10." in done.stdout
+    assert "Resuming after step 10." in done.stdout
     assert exact(metrics(again)) == exact(metrics(output_dir)) and evaluations(again) == evaluations(output_dir)
     weights = [load_file(path / "model.safetensors") for path in (again, output_dir)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -267,7 +261,7 @@ def test_other_protocols_resume_exactly(more, flags, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     (tmp_path / "again" / "train_results.json").unlink()
     shutil.rmtree(tmp_path / "again" / "checkpoint-12")
-    assert "Going on after step 10." in classify(tmp_path / "again", *arguments).stdout
+    assert "Resuming after step 10." in classify(tmp_path / "again", *arguments).stdout
     assert exact(metrics(tmp_path / "again")) == exact(metrics(tmp_path / "whole"))
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("whole", "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -617,17 +611,17 @@ def test_mixed_labels(flags, tmp_path, monkeypatch):
 
 def test_smoothing_is_torchs(flags, tmp_path, monkeypatch):
     losses = []
-    compute_loss = Classification.compute_loss
+    compute_loss = Classification.loss
 
-    def compare(self, batch):
-        loss = compute_loss(self, batch)
+    def compare(self, forward, batch):
+        loss = compute_loss(self, forward, batch)
         with torch.no_grad():
             logits = self.model(normalize(batch.pixel_values, self.model.config)).logits
         labels = torch.as_tensor(batch.labels)
         losses.append((loss.item(), torch.nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).item()))
         return loss
 
-    monkeypatch.setattr(Classification, "compute_loss", compare)
+    monkeypatch.setattr(Classification, "loss", compare)
     more = ["--mixup_alpha", 0, "--cutmix_alpha", 0, "--drop_path_rate", 0, "--augmentation", "crop"]
     classify(tmp_path / "run", *flags, *more)
     assert len(losses) == 12
@@ -639,12 +633,12 @@ def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
     rates = {}
     evaluate = AccuracyEvaluator.__call__
 
-    def look(self, model, step, epoch, run, is_stopped):
+    def look(self, model, context):
         names = {parameter: name for name, parameter in model.named_parameters()}
         for optimizer in [each for each in gc.get_objects() if isinstance(each, torch.optim.AdamW)]:
             for group in optimizer.param_groups:
                 rates.update({names[each]: group["lr"] for each in group["params"] if each in names})
-        return evaluate(self, model, step, epoch, run, is_stopped)
+        return evaluate(self, model, context)
 
     monkeypatch.setattr(AccuracyEvaluator, "__call__", look)
     classify(tmp_path / "run", *flags, "--learning_rate", 0.01, "--warmup_epochs", 0)

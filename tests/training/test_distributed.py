@@ -22,7 +22,7 @@ from configuration_mae import MAEConfig
 from mae.training import flops as throughput
 from mae.training.average import AveragedWeights
 from mae.training.optimization import GuardedStep
-from mae.training.pretraining import PreTraining
+from mae.training.loop import TrainingLoop
 from modeling_mae import MAEForPreTraining
 from tests.support.data import EMOJI, ROOT
 from tests.support.runs import ENVIRONMENT, SCRIPT, metrics, train
@@ -200,7 +200,7 @@ def test_steps_do_not_wait_for_the_device(data, tmp_path, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(PreTraining, "_backward", watched(PreTraining._backward))
+    monkeypatch.setattr(TrainingLoop, "backward", watched(TrainingLoop.backward))
     monkeypatch.setattr(GuardedStep, "__call__", watched(GuardedStep.__call__))
     monkeypatch.setattr(AveragedWeights, "update", watched(AveragedWeights.update))
     with Waits() as can_count:
@@ -224,7 +224,7 @@ def test_steps_do_not_wait_for_a_gpu(data, tmp_path, monkeypatch, precision):
         return call
 
     steps = itertools.count()
-    monkeypatch.setattr(PreTraining, "_backward", strict(PreTraining._backward))
+    monkeypatch.setattr(TrainingLoop, "backward", strict(TrainingLoop.backward))
     monkeypatch.setattr(GuardedStep, "__call__", strict(GuardedStep.__call__))
     arguments = ["--max_steps", 8, "--logging_steps", 8, "--max_grad_norm", 1, "--ema_decay", 0.9, precision]
     assert math.isfinite(train(tmp_path / "run", *data, *arguments)[-1]["loss"])

@@ -19,7 +19,7 @@ from mae.data.transforms import PreTrainingTransform
 from mae.evaluation.reconstruction import ReconstructionEvaluator
 from mae.training import interruption
 from mae.training.accelerator import make_accelerator
-from mae.training.run_directory import RunDirectory
+from mae.training.metrics import JsonLines
 from tests.support.runs import (
     ENVIRONMENT,
     TINY,
@@ -50,7 +50,7 @@ def whole(tmp_path_factory, data):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_run_goes_on_exactly(whole, tmp_path, processes):
+def test_killed_run_resumes_to_the_same_result(whole, tmp_path, processes):
     expected, arguments = whole[processes]
     output_dir = tmp_path / "killed"
     kill(begin(output_dir, *arguments, processes=processes, step=50))
@@ -78,7 +78,7 @@ def test_killed_run_goes_on_exactly(whole, tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_thirty_times(data, tmp_path, processes):
+def test_run_killed_thirty_times_gives_the_same_result(data, tmp_path, processes):
     """At random moments of steps, saving, looking at images and starting."""
     arguments = [*data, "--max_steps", 600, "--save_steps", 7, "--per_device_train_batch_size", 8 // processes]
     arguments += ["--eval_steps", 50, "--ema_decay", 0.9]
@@ -101,7 +101,7 @@ def test_killed_thirty_times(data, tmp_path, processes):
     assert_same_run(output_dir, tmp_path / "whole")
 
 
-def test_asked_to_stop(whole, tmp_path):
+def test_sigterm_saves_the_step_and_its_checkpoint_resumes_elsewhere(whole, tmp_path):
     """SIGTERM: the step is finished and saved, an exit code of its own; a checkpoint named by its path goes on."""
     expected, arguments = whole[1]
     process = begin(tmp_path / "run", *arguments, "--dataloader_num_workers", 1)
@@ -126,7 +126,7 @@ def test_asked_to_stop(whole, tmp_path):
     assert_same_run(tmp_path / "run", expected)
 
 
-def test_one_of_two_processes_is_asked_to_stop(whole, tmp_path):
+def test_signal_to_one_rank_stops_both_after_the_same_step(whole, tmp_path):
     _, arguments = whole[2]
     process = begin(tmp_path / "run", *arguments, processes=2)
     ranks = psutil.Process(process.pid).children()
@@ -134,11 +134,23 @@ def test_one_of_two_processes_is_asked_to_stop(whole, tmp_path):
     ranks[1].terminate()
     _, stderr = process.communicate(timeout=40)
     assert process.returncode != 0 and stderr.count("which is saved") == 1
-    step = int(re.search(r"Stopped by (SIGTERM|a signal to another process) after step (\d+), which is", stderr)[2])
+    step = int(re.search(r"Stopped by (SIGTERM|a signal to another rank) after step (\d+), which is", stderr)[2])
     assert metrics(tmp_path / "run")[-1]["step"] == step and (tmp_path / "run" / f"checkpoint-{step}").exists()
 
 
-def test_the_second_ctrl_c_leaves_at_once(data, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_run_whose_output_nobody_reads_saves_when_asked_to_stop(data, tmp_path, number):
+    """As with `... 2>&1 | tee log` and Ctrl-C, which tee answers first; or when the terminal is closed."""
+    process = begin(tmp_path / "run", *data, "--max_steps", 10**6, "--save_steps", 10**6, step=3)
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(number)
+    assert process.wait(timeout=25) == 75
+    step = metrics(tmp_path / "run")[-1]["step"]
+    assert (tmp_path / "run" / f"checkpoint-{step}" / "trainer_state.json").exists()
+
+
+def test_second_ctrl_c_exits_at_once(data, tmp_path):
     """The first one waits for data that does not come before the tenth second."""
     process = begin(tmp_path / "run", *data, "--max_steps", 10**6, step=1)
     process.send_signal(signal.SIGINT)
@@ -148,7 +160,7 @@ def test_the_second_ctrl_c_leaves_at_once(data, tmp_path):
 
 
 @pytest.mark.parametrize("position", [0, 4, 20, 21])
-def test_asked_to_stop_while_data_does_not_come(data, tmp_path, monkeypatch, position):
+def test_stop_while_data_does_not_come_saves_the_whole_steps(data, tmp_path, monkeypatch, position):
     """Before the first step, within it, and within a later one: what is whole is saved, and the rest done again."""
     arguments = [*data, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 4, "--ema_decay", 0.9]
     arguments += ["--dataloader_num_workers", 0, "--logging_steps", 2]
@@ -167,15 +179,15 @@ def test_asked_to_stop_while_data_does_not_come(data, tmp_path, monkeypatch, pos
         done = start("--output_dir", tmp_path / "run", *arguments)
     step = position // 8
     assert done.returncode == 75 and len(done.stderr.splitlines()[-1]) < 200
-    said = f"after step {step}, which is saved" if step else "before the first step was done"
-    assert f"Stopped by SIGTERM {said}: the same command" in done.stderr
+    reported = f"after step {step}, which is saved" if step else "before the first step"
+    assert f"Stopped by SIGTERM {reported}" in done.stderr
     saved = [path.name for path in (tmp_path / "run").glob("checkpoint-*")]
     assert saved == ([f"checkpoint-{step}"] if step else [])
     assert exact(train(tmp_path / "run", *arguments)) == exact(expected)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_one_of_two_processes_waits_for_data_when_asked_to_stop(image_folder, tmp_path):
+def test_stop_while_one_rank_waits_for_data_saves_on_both(image_folder, tmp_path):
     """The other waits for it, and they save together; a pipe in the place of an image is what does not come."""
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
@@ -203,15 +215,15 @@ def test_one_of_two_processes_waits_for_data_when_asked_to_stop(image_folder, tm
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def test_asked_to_stop_while_images_are_looked_at(whole, tmp_path, monkeypatch):
+def test_stop_during_an_evaluation_saves_and_evaluates_again_on_resume(whole, tmp_path, monkeypatch):
     """What was trained is saved, and they are looked at when the run goes on."""
     expected, arguments = whole[1]
-    look = ReconstructionEvaluator.__call__
+    evaluate = ReconstructionEvaluator.__call__
 
-    def asked(self, model, step, *others):
-        if step == 75:
+    def asked(self, model, context):
+        if context.step == 75:
             signal.raise_signal(signal.SIGTERM)
-        return look(self, model, step, *others)
+        return evaluate(self, model, context)
 
     with monkeypatch.context() as patch:
         patch.setattr(ReconstructionEvaluator, "__call__", asked)
@@ -223,7 +235,7 @@ def test_asked_to_stop_while_images_are_looked_at(whole, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", expected)
 
 
-def test_going_on_into_another_directory(whole, tmp_path):
+def test_checkpoint_of_the_last_step_resumes_into_another_directory(whole, tmp_path):
     """From the last step: nothing is left to train, and everything to be written. And not with another recipe."""
     expected, arguments = whole[1]
     copy = tmp_path / "copy"
@@ -240,35 +252,35 @@ def test_going_on_into_another_directory(whole, tmp_path):
     assert done.returncode == 2 and "copy is of another run: recipe.ema_decay was 0.9, now None." in done.stderr
 
 
-def test_disk_full_while_logging(data, tmp_path):
+def test_full_disk_while_logging_is_one_line_and_the_run_resumes(data, tmp_path):
     """Told in a line too; what is there stays, and the run goes on when there is room."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     train(tmp_path / "whole", *data, "--max_steps", 12, "--save_steps", 4)
     arguments = ["--output_dir", tmp_path / "run", *data, "--max_steps", 12, "--save_steps", 4]
-    log = RunDirectory.log
+    append = JsonLines.append
 
-    def fill(self, metrics, *others):
-        if metrics["step"] == 10:
+    def fill(self, line):
+        if line["step"] == 10:
             resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        log(self, metrics, *others)
+        append(self, line)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunDirectory, "log", fill)
+        patch.setattr(JsonLines, "append", fill)
         try:
             done = start(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "error: [Errno 27] File too large" in done.stderr and "goes on from the last checkpoint" in done.stderr
+    assert "error: [Errno 27] File too large" in done.stderr and "resume from the last checkpoint" in done.stderr
     train(tmp_path / "run", *data, "--max_steps", 12, "--save_steps", 4)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_the_loss_scale_is_restored(data, tmp_path, monkeypatch):
+def test_loss_scale_is_restored(data, tmp_path, monkeypatch):
     """On a CPU Accelerate has none; powers of two change no digit, and an overflow is a step left out twice alike."""
 
-    def make_with_scale(arguments):
-        accelerator = make_accelerator(arguments)
+    def make_with_scale(*arguments):
+        accelerator = make_accelerator(*arguments)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=4)
         return accelerator
 
@@ -288,7 +300,7 @@ def test_the_loss_scale_is_restored(data, tmp_path, monkeypatch):
     assert last["scaler"] == states[1]["scaler"]
 
 
-def test_a_gradient_that_is_not_finite(data, tmp_path):
+def test_gradient_that_is_not_finite_stops_with_the_weights_before_it(data, tmp_path):
     """By a learning rate that is far too high from the second step on."""
     arguments = ["--output_dir", tmp_path / "run", *data, "--learning_rate", 1e30, "--logging_steps", 5]
     done = start(*arguments, "--save_steps", 1)
@@ -304,7 +316,7 @@ def test_a_gradient_that_is_not_finite(data, tmp_path):
     ]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     again = start(*arguments)
-    assert again.returncode == 1 and f"Going on after step {step - 1}." in again.stdout
+    assert again.returncode == 1 and f"Resuming after step {step - 1}." in again.stdout
     assert f"The gradient of step {step} is not finite" in again.stderr
     # And by its path it is one to go on from, with something else.
     shutil.copytree(debugging, tmp_path / "copy")
@@ -316,7 +328,7 @@ def test_a_gradient_that_is_not_finite(data, tmp_path):
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["nonfinite_steps"] == 25 - step
 
 
-def test_a_decoding_process_that_dies(data, tmp_path):
+def test_worker_that_dies_is_one_line(data, tmp_path):
     arguments = ["--output_dir", tmp_path / "run", *data, "--max_steps", 10**6, "--dataloader_num_workers", 2]
     process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -324,5 +336,5 @@ def test_a_decoding_process_that_dies(data, tmp_path):
         time.sleep(0.01)
     psutil.Process(process.pid).children()[0].kill()
     _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1 and "error: A decoding process has ended (" in stderr
+    assert process.returncode == 1 and "error: A DataLoader worker died (" in stderr
     assert "Traceback" not in stderr
