@@ -35,7 +35,7 @@ def finished(tmp_path_factory, data):
     return output_dir, done
 
 
-def test_what_a_run_leaves(finished):
+def test_finished_run_holds_log_checkpoints_model_and_figures(finished):
     output_dir, done = finished
     lines = metrics(output_dir)
     assert [line["step"] for line in lines] == list(range(1, 25))
@@ -68,7 +68,7 @@ def test_what_a_run_leaves(finished):
     assert "loss=" in done.stderr and "images/s=" in done.stderr and "<" in done.stderr  # the bar and its ETA
 
 
-def test_second_start_says_it_is_finished(finished, data):
+def test_second_start_of_a_finished_run_changes_nothing(finished, data):
     output_dir, _ = finished
     before = tree(output_dir)
     # Another division of the same batch, another log: still the same run.
@@ -88,7 +88,7 @@ def test_second_start_says_it_is_finished(finished, data):
         (2, ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--dataloader_num_workers", 1]),
     ],
 )
-def test_division_does_not_matter(finished, data, tmp_path, processes, arguments):
+def test_division_of_the_batch_changes_no_loss_and_no_sample(finished, data, tmp_path, processes, arguments):
     ours = train(tmp_path / "run", *data, *arguments, processes=processes)
     theirs = metrics(finished[0])
     assert [line["samples_digest"] for line in ours] == [line["samples_digest"] for line in theirs]
@@ -98,7 +98,7 @@ def test_division_does_not_matter(finished, data, tmp_path, processes, arguments
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_compiled_blocks(finished, data, tmp_path, monkeypatch, backend):
+def test_compiled_blocks_give_the_same_losses(finished, data, tmp_path, monkeypatch, backend):
     """The same run but for rounding; with the default backend it takes a compiler, and most of a minute."""
     compiled, compile_module = [], torch.nn.Module.compile
 
@@ -116,16 +116,16 @@ def test_compiled_blocks(finished, data, tmp_path, monkeypatch, backend):
     )
 
 
-def test_compiling_without_a_compiler(data, tmp_path, monkeypatch):
+def test_compiling_without_a_compiler_is_one_line(data, tmp_path, monkeypatch):
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, str(tmp_path / "no_compiler")))
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     done = start("--output_dir", tmp_path / "run", *data, "--torch_compile")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.search("error: --torch_compile does not work here (.*C.. compiler.*): it needs", done.stderr)
+    assert re.search("error: --torch_compile does not work here", done.stderr)
 
 
-def test_the_command_of_transformers(data, tmp_path):
-    """Of its own run_mae.py, with our data and a small model."""
+def test_command_of_transformers_runs_as_it_stands(data, tmp_path):
+    """The command for its run_mae.py, with other data and a small model."""
     command = """
     --remove_unused_columns False --label_names pixel_values --mask_ratio 0.75 --norm_pix_loss --do_train --do_eval
     --base_learning_rate 1.5e-4 --lr_scheduler_type cosine --weight_decay 0.05 --num_train_epochs 2 --warmup_ratio 0.05
@@ -149,7 +149,7 @@ def test_the_command_of_transformers(data, tmp_path):
     )
 
 
-def test_other_run_in_the_directory(finished, data, tmp_path):
+def test_directory_of_another_run_is_refused_with_the_differences(finished, data, tmp_path):
     output_dir, _ = finished
     before = tree(output_dir)
     done = start("--output_dir", output_dir, *data, "--seed", 7, "--mask_ratio", "0.5")
@@ -158,16 +158,16 @@ def test_other_run_in_the_directory(finished, data, tmp_path):
     assert "--overwrite_output_dir" in done.stderr and tree(output_dir) == before
 
 
-def test_changed_data_is_noticed(finished, data, emoji_bytes, tmp_path):
+def test_changed_data_is_refused(finished, data, emoji_bytes, tmp_path):
     other = write_parquet(tmp_path / "other" / "train.parquet", emoji_bytes[:89], 16)
     done = start("--output_dir", finished[0], *data, "--dataset_name", other)
     assert (
         done.returncode == 2 and "data.fingerprint was" in done.stderr and "data.images was 90, now 89" in done.stderr
     )
-    assert f"the data was that of --dataset_name {data[1]}, now of --dataset_name {other})" in done.stderr
+    assert f"the data was --dataset_name {data[1]}, now --dataset_name {other})" in done.stderr
 
 
-def test_overwrite(data, tmp_path):
+def test_overwrite_replaces_the_run_and_keeps_other_files(data, tmp_path):
     train(tmp_path / "run", *data, "--max_steps", 3)
     (tmp_path / "run" / "mine.txt").write_text("not a file of a run")
     lines = train(tmp_path / "run", *data, "--max_steps", 2, "--seed", 7, "--overwrite_output_dir")
@@ -175,14 +175,14 @@ def test_overwrite(data, tmp_path):
     assert (tmp_path / "run" / "mine.txt").exists()
 
 
-def test_foreign_directory(data, tmp_path):
+def test_directory_of_other_files_is_refused(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     done = start("--output_dir", tmp_path, *data)
     assert done.returncode == 2 and "not empty" in done.stderr and len(done.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_folder_and_recipe_and_going_on(image_folder, finished, tmp_path):
+def test_folder_and_recipe_train_and_their_checkpoint_trains_further(image_folder, finished, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"train_dir: {image_folder}\nmax_steps: 5\nlogging_steps: 2\nimage_size: [32, 64]\npatch_size: 8\n"
@@ -201,8 +201,8 @@ def test_folder_and_recipe_and_going_on(image_folder, finished, tmp_path):
     assert MAEForPreTraining.from_pretrained(tmp_path / "more").config.image_size == 40
 
 
-def test_flags_and_the_recipe(tmp_path):
-    """A flag wins over the recipe, field by field; a model named by a flag takes the place of the recipe's."""
+def test_flag_wins_over_the_recipe_field_by_field(tmp_path):
+    """And a model that a flag names replaces the recipe's."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         "model_size: small\nimage_size: 64\npatch_size: 8\nnorm_pix_loss: true\n"
@@ -238,24 +238,24 @@ def test_flags_and_the_recipe(tmp_path):
     assert config.mask_ratio == 0.6
 
 
-def test_unreadable_images(emoji_bytes, tmp_path):
+def test_unreadable_images_are_named_and_too_many_stop_the_run(emoji_bytes, tmp_path):
     images = [b"no image" if row % 10 == 3 else data for row, data in enumerate(emoji_bytes[:80])]
     bad = write_parquet(tmp_path / "bad.parquet", images, 16)
     arguments = ["--dataset_name", bad, *TINY, "--max_steps", 16, "--logging_steps", 4]
     # An epoch, enough to judge, ends at step 10; both processes stop at the next that is logged, whoever met them.
     over = run("--output_dir", tmp_path / "whole", *arguments, "--per_device_train_batch_size", 4, processes=2)
     assert over.returncode == 1
-    message = r"error.*: (\d+) of 96 images cannot be read .see .*skipped.jsonl., more than --max_bad_fraction 0.01"
+    message = r"error.*: (\d+) of 96 samples .*skipped.jsonl.*--max_bad_fraction 0.01"
     assert int(re.search(message, over.stderr)[1]) >= 8 and "of 80" not in over.stderr and "of 88" not in over.stderr
     # With another limit the same run goes on.
     arguments += ["--max_bad_fraction", 0.2]
     whole = start("--output_dir", tmp_path / "whole", *arguments)
-    assert whole.returncode == 0 and "Going on after step 10" in whole.stdout, whole.stderr
+    assert whole.returncode == 0 and "Resuming after step 10" in whole.stdout, whole.stderr
     skipped = [json.loads(line) for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in skipped) == [3, 13, 23, 33, 43, 53, 63, 73]
     assert all(line["file"] == "bad.parquet" and "Unidentified" in line["reason"] for line in skipped)
     shown = [line for line in over.stderr.splitlines() if line.startswith("Skipped an unreadable image")]
-    assert len(shown) == 5 and "further ones are in" in shown[-1] and "Skipped" not in whole.stderr
+    assert len(shown) == 5 and "skipped.jsonl" in shown[-1] and "Skipped" not in whole.stderr
     parts = train(
         tmp_path / "parts", *arguments, "--per_device_train_batch_size", 1, "--gradient_accumulation_steps", 4,
         processes=2,
@@ -267,19 +267,19 @@ def test_unreadable_images(emoji_bytes, tmp_path):
     assert [line["samples_digest"] for line in parts] == [line["samples_digest"] for line in theirs]
 
 
-def test_nothing_readable(emoji_bytes, tmp_path):
+def test_data_without_a_readable_image_is_refused(emoji_bytes, tmp_path):
     bad = write_parquet(tmp_path / "bad" / "train.parquet", [b"no image"] * 40, 16).parent
     done = start("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
-    assert done.returncode == 2 and "None of 40 images tried for evaluation can be read" in done.stderr
+    assert done.returncode == 2 and re.search("None of .*40 images", done.stderr)
     assert not (tmp_path / "run").exists()
-    # Held-out images that can be read tell nothing of the training images.
+    # Validation images that can be read say nothing about the training images.
     write_parquet(bad / "test.parquet", emoji_bytes[:8], 8)
     done = start("--output_dir", tmp_path / "run", "--dataset_name", bad, *TINY)
     assert done.returncode == 1 and "error: None of the first 8 images can be read" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_no_process_is_silent_about_its_data(emoji_bytes, tmp_path):
+def test_each_rank_reports_its_own_broken_data(emoji_bytes, tmp_path):
     """Rows 0 to 31 are the lanes of both processes; which of them meets the missing rows is open."""
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:64], 16)
     arguments = ["--output_dir", tmp_path / "run", "--dataset_name", path.parent, *TINY]
@@ -297,12 +297,13 @@ def test_no_process_is_silent_about_its_data(emoji_bytes, tmp_path):
     )
 
 
-def test_the_printed_command_trains_on(finished, data, tmp_path):
-    """On the same data, from these weights."""
+def test_printed_command_trains_further(finished, data, tmp_path):
+    """On the same data, from these weights; and it repeats no flag that would push or overwrite."""
     output_dir, done = finished
     (line,) = [line for line in done.stdout.splitlines() if "--model_name_or_path" in line]
     printed = shlex.split(line)
     assert printed[:2] == ["accelerate", "launch"] and printed[-1] == f"{output_dir}_more"
+    assert printed.count("--output_dir") == 1 and str(output_dir / "recipe.yaml") in printed
     going_on = subprocess.run(
         [sys.executable, *printed[2:], "--output_dir", str(tmp_path / "more"), "--max_steps", "1"],
         env=ENVIRONMENT, capture_output=True, text=True, timeout=240,
@@ -327,13 +328,14 @@ def test_precision_is_part_of_the_identity(finished, data, monkeypatch, by):
 
 def test_accelerate_launch_with_the_embedded_data(tmp_path):
     launcher = str(Path(sys.executable).with_name("accelerate"))
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "OMP_NUM_THREADS"}
     done = subprocess.run(
         [launcher, "launch", "--cpu", "--num_processes", "1", str(SCRIPT), "--max_steps", "3", "--logging_steps", "1"],
-        env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=240,
+        env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    # The launcher sets one thread where nobody names a number.
-    assert f"on 1 x cpu, {len(os.sched_getaffinity(0))} threads each" in done.stdout
+    # The launcher sets one thread if the user names no number.
+    assert f"on 1 x cpu with {len(os.sched_getaffinity(0))} threads each" in done.stdout
     assert "on 1,716 images" in done.stdout and len(metrics(tmp_path / "outputs" / "run_mae")) == 3
 
 
@@ -359,78 +361,70 @@ def test_normalisation_of_ones_own(tmp_path):
 
 
 CHECKPOINT = str(ROOT / "tests" / "fixtures" / "checkpoint_pretraining")
+# A mistake, and what its error must name: the flag, the value, the way out.
 ERRORS = [
-    (["--mask_ration", "0.5"], "unknown argument --mask_ration. Did you mean --mask_ratio?"),
+    ("--mask_ration 0.5", "--mask_ration.*--mask_ratio"),
+    ("--lr_scheduler_type linear", "--lr_scheduler_type linear.*cosine"),
+    ("--warmup_ratio 5", r"--warmup_ratio 5\.0 .*\[0, 1\]"),
+    ("--max_steps many", "--max_steps.*'many'"),
+    ("--max_steps 0", "--max_steps 0 .*--num_train_epochs"),
+    ("--num_train_epochs 0.001", r"--num_train_epochs 0\.001 of 1,712 images"),
+    ("--train_dir nowhere", "--train_dir nowhere"),
+    ("--train_dir empty", "--train_dir empty holds no image files"),
+    ("--dataset_name ./nowhere", "--dataset_name ./nowhere"),
+    ("--recipe nowhere.yaml", "--recipe nowhere.yaml cannot be read"),
+    ("--hidden_size 3", "--hidden_size"),
+    ("--config_overrides hidden_size=10", "hidden_size=10 must be divisible by num_attention_heads"),
+    ("--config_overrides hidden=10", "--config_overrides hidden=10.*hidden_size"),
+    ("--config_overrides hidden_size", "--config_overrides hidden_size"),
+    ("--config_overrides num_channels=13", "13 channels.*--image_mean auto"),
+    ("--config_overrides num_channels=13,image_mean=0,image_std=1", "PNG files have 1 or 3 channels, not 13"),
+    ("--image_mean 0.5", "--image_mean and --image_std"),
+    ("--image_mean auto --image_std 0.5", "--image_mean auto .*--image_std"),
+    ("--image_mean a --image_std b", "--image_mean a"),
+    ("--image_mean 0.5 0.5 --image_std 1", r"image_mean=\[0\.5, 0\.5\]"),
+    ("--bf16 --fp16", "--bf16 and --fp16"),
+    ("--fp16", "float16 needs a GPU.*--bf16"),
+    ("--train_val_split 1", r"--train_val_split 1\.0"),
+    ("--ema_decay 1", r"--ema_decay 1\.0 .*\[0, 1\)"),
+    ("--report_to comet_ml", "--report_to comet_ml.*tensorboard, trackio, wandb"),
+    ("--eval_steps 0", "--eval_steps 0 must be at least 1"),
     (
-        ["--lr_scheduler_type", "linear"],
-        "--lr_scheduler_type linear: the schedule is a cosine; leave it out, or say cosine",
+        "--gradient_accumulation_steps 2000",
+        "--per_device_train_batch_size 32 x --gradient_accumulation_steps 2000 x 1 processes.*1712 images",
     ),
-    (["--warmup_ratio", "5"], "--warmup_ratio 5.0 must be in [0, 1]"),
-    (["--max_steps", "many"], "--max_steps: invalid int value: 'many'"),
-    (["--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder."),
-    (["--train_dir", "empty"], "--train_dir empty holds no image files"),
-    (["--dataset_name", "./nowhere"], "--dataset_name ./nowhere: there is no such folder."),
-    (["--recipe", "nowhere.yaml"], "--recipe nowhere.yaml cannot be read: No such file or directory."),
-    (["--hidden_size", "3"], "unknown argument --hidden_size."),
-    (["--config_overrides", "hidden_size=10"], "hidden_size=10 must be divisible by num_attention_heads"),
-    (["--config_overrides", "hidden=10"], "--config_overrides hidden=10: wanted are fields of the configuration"),
-    (["--config_overrides", "hidden_size"], "--config_overrides hidden_size: wanted are fields"),
-    (["--config_overrides", "num_channels=13"], "Images of 13 channels have no usual mean and std: give --image_mean"),
-    (["--config_overrides", "num_channels=13,image_mean=0,image_std=1"], "PNG files have 1 or 3 channels, not 13"),
-    (["--image_mean", "0.5"], "--image_mean and --image_std go together"),
-    (["--image_mean", "auto", "--image_std", "0.5"], "--image_mean auto measures --image_std too"),
-    (["--image_mean", "a", "--image_std", "b"], "--image_mean a: wanted are numbers, or auto"),
-    (["--image_mean", "0.5", "0.5", "--image_std", "1"], "image_mean=[0.5, 0.5] must hold one value for each"),
-    (["--bf16", "--fp16"], "--bf16 and --fp16 exclude each other"),
-    (["--fp16"], "float16 needs a GPU: use --bf16, or no mixed precision."),
-    (["--train_val_split", "1"], "--train_val_split 1.0 must be between 0 and 1"),
-    (["--ema_decay", "1"], "--ema_decay 1.0 must be in [0, 1)"),
-    (["--report_to", "comet_ml"], "--report_to comet_ml: wanted are tensorboard, trackio, wandb or none"),
-    (["--eval_steps", "0"], "--eval_steps 0 must be at least 1"),
-    (["--max_steps", "0"], "--max_steps 0 must be positive, or -1 for --num_train_epochs"),
-    (
-        ["--per_device_train_batch_size", "1000", "--gradient_accumulation_steps", "2"],
-        "A batch of 2000 images (--per_device_train_batch_size 1000 x --gradient_accumulation_steps 2 x 1 processes) "
-        "is larger than the data, 1712 images an epoch: lower one of them.",
-    ),
-    (["--max_bad_fraction", "2"], "--max_bad_fraction 2.0 must be in [0, 1]"),
-    (["--config_overrides", "drop_path_rate=0.1"], "drop_path_rate=0.1 is for fine-tuning"),
-    (["--model_name_or_path", CHECKPOINT, "--model_size", "tiny"], "which its weights are made for, not 192."),
-    (["--seed", "-1"], "--seed -1 must be in [0, 2^32)."),
-    (["--image_size", "60"], "image_size=60 is not divisible by patch_size=8"),
-    (["--lanes", "3000"], "The data has 1716 images, fewer than --lanes 3000"),
-    (["--num_train_epochs", "0.001"], "--num_train_epochs 0.001 of 1712 images make no batch of"),
-    (["--model_size", "giant"], "size='giant' is not a known model size"),
-    (["--model_name_or_path", "./nowhere"], "./nowhere"),
-    (
-        ["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_attention_heads=4"],
-        "num_attention_heads=2, wh",
-    ),
-    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_channels=1"], "say with inflate_channels how"),
+    ("--max_bad_fraction 2", r"--max_bad_fraction 2\.0 .*\[0, 1\]"),
+    ("--config_overrides drop_path_rate=0.1", "--config_overrides drop_path_rate=0"),
+    (f"--model_name_or_path {CHECKPOINT} --model_size tiny", "192"),
+    ("--seed -1", "--seed -1"),
+    ("--image_size 60", "image_size=60 is not divisible by patch_size=8"),
+    ("--model_size giant", "'giant'.*huge"),
+    ("--model_name_or_path ./nowhere", "./nowhere"),
+    (f"--model_name_or_path {CHECKPOINT} --config_overrides num_attention_heads=4", "num_attention_heads=2"),
+    (f"--model_name_or_path {CHECKPOINT} --config_overrides num_channels=1", "inflate_channels"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
-def test_mistakes_are_told_in_one_line(arguments, message, tmp_path, monkeypatch):
-    """Here in this process; test_exit_codes are the same in processes."""
+@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[Path(arguments).name for arguments, _ in ERRORS])
+def test_mistake_is_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
-    done = start(*arguments)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ") and message in done.stderr and len(done.stderr.splitlines()) == 1
+    done = start(*arguments.split())
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert re.search(f"^error: .*{message}", done.stderr)
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "FSDP needs fsdp_version: 2 in Accelerate's"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version: 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "FSDP needs several processes, each with a GPU"),
-        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "says gradient_accumulation_steps 4: remove it there"),
+        ({"ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4"}, "gradient_accumulation_steps 4"),
         ({"ACCELERATE_MIXED_PRECISION": "fp8"}, ""),
     ],
 )
-def test_what_a_launcher_asks_for_in_vain(variables, message, tmp_path, monkeypatch):
+def test_launcher_that_asks_for_the_impossible_is_refused(variables, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -439,14 +433,12 @@ def test_what_a_launcher_asks_for_in_vain(variables, message, tmp_path, monkeypa
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch):
+def test_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "trackio", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     done = start("--report_to", "trackio")
-    assert (
-        done.returncode == 2 and "error: --report_to trackio: it is not installed. pip install trackio" in done.stderr
-    )
+    assert done.returncode == 2 and re.search("error: --report_to trackio .*pip install trackio", done.stderr)
 
 
 def test_exit_code(tmp_path):

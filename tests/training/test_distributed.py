@@ -117,7 +117,7 @@ def test_two_machines(data, tmp_path):
         )
     outputs = [machine.communicate(timeout=240) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
-    assert "Going on after step 10." in outputs[0][0] and outputs[1][0] == ""  # the first process of all speaks
+    assert "Resuming after step 10." in outputs[0][0] and outputs[1][0] == ""  # the first process of all speaks
     assert not directories[1].parent.exists()
     lines = metrics(directories[0])
     assert [line["samples_digest"] for line in lines] == [line["samples_digest"] for line in expected]

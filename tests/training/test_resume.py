@@ -71,7 +71,7 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, processes):
     done = start(*arguments) if processes == 1 else run(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr
     # It went on, and did not start anew: what was logged up to the checkpoint, timings too, is still there.
-    assert int(re.search(r"Going on after step (\d+)", done.stdout)[1]) >= 100
+    assert int(re.search(r"Resuming after step (\d+)", done.stdout)[1]) >= 100
     assert metrics(output_dir)[:40] == before[:40]
     assert_same_run(output_dir, expected)
 
