@@ -11,19 +11,19 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
-    """A size as (height, width); an int stands for a square."""
+    """Return a size as (height, width). An int stands for a square."""
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def to_size(sides: Iterable[int]) -> int | tuple[int, int]:
-    """One side, or (height, width), as a configuration has it: an int for a square."""
+    """Return one or two sides as a size: an int for a square, otherwise (height, width)."""
     height, *others = sides
     width = others[0] if others else height
     return height if height == width else (height, width)
 
 
-# Encoder sizes: the paper's base, large and huge (Section 4), and DeiT's tiny and small. The decoder is the
-# same for all of them (Section 4.1, "MAE decoder": 8 blocks, 512 wide).
+# Encoder sizes: base, large and huge of the paper (Section 4), tiny and small of DeiT. All use the same decoder
+# (Section 4.1, "MAE decoder": 8 blocks, 512 wide).
 _SIZES = {
     "tiny": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
     "small": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
@@ -42,20 +42,21 @@ _SIZES = {
 @strict
 class MAEConfig(PreTrainedConfig):
     r"""
-    Configuration of [`MAEModel`], [`MAEForPreTraining`] and [`MAEForImageClassification`]. The defaults are those of
-    ViT-B/16 at 224 x 224 with the paper's decoder. Field names are those of `ViTMAEConfig`.
+    Configuration of [`MAEModel`], [`MAEForPreTraining`] and [`MAEForImageClassification`].
+
+    The defaults give ViT-B/16 at 224 x 224 with the decoder of the paper. Field names follow `ViTMAEConfig`.
 
     Args:
         hidden_size (`int`, *optional*, defaults to 768):
-            Width of the encoder. Divisible by 4 (2-D sin-cos positions) and by `num_attention_heads`.
+            Width of the encoder, divisible by 4 (2-D sin-cos positions) and by `num_attention_heads`.
         num_hidden_layers (`int`, *optional*, defaults to 12):
             Number of encoder blocks.
         num_attention_heads (`int`, *optional*, defaults to 12):
-            Number of attention heads of each encoder block.
+            Number of attention heads in each encoder block.
         intermediate_size (`int`, *optional*, defaults to 3072):
             Width of the encoder's MLPs.
         hidden_act (`str`, *optional*, defaults to `"gelu"`):
-            Activation of the MLPs, a name of `transformers.activations.ACT2FN`. `"gelu"` is the exact GELU.
+            Activation of the MLPs, a key of `transformers.activations.ACT2FN`. `"gelu"` is the exact GELU.
         attention_probs_dropout_prob (`float`, *optional*, defaults to 0.0):
             Dropout of the attention probabilities, in [0, 1).
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -63,46 +64,46 @@ class MAEConfig(PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of every LayerNorm.
         image_size (`int` or `(int, int)`, *optional*, defaults to 224):
-            Size of the images in pixels: a side, or (height, width).
+            Image size in pixels: a side, or (height, width).
         patch_size (`int` or `(int, int)`, *optional*, defaults to 16):
-            Size of the patches in pixels: a side, or (height, width). Divides `image_size`.
+            Patch size in pixels: a side, or (height, width). It must divide `image_size`.
         num_channels (`int`, *optional*, defaults to 3):
             Number of image channels.
         qkv_bias (`bool`, *optional*, defaults to `True`):
             Whether the query, key and value projections have a bias.
         drop_path_rate (`float`, *optional*, defaults to 0.0):
-            Stochastic depth of the encoder in [0, 1), rising linearly over the blocks from 0 to this rate.
+            Stochastic depth of the encoder, in [0, 1). The rate rises linearly over the blocks, from 0 to this value.
         pooling (`"cls"` or `"mean"`, *optional*, defaults to `"cls"`):
-            What `pooler_output` is: the cls token, or the mean of the patch tokens. With `"mean"` the encoder has no
-            final norm and the classifier has `fc_norm` after the mean, as in the official fine-tuning code;
+            Source of `pooler_output`: the cls token, or the mean of the patch tokens. With `"mean"` the encoder has no
+            final norm and the classifier applies `fc_norm` after the mean, as in the official fine-tuning code.
             `MAEForPreTraining` always has the final norm.
         head_batch_norm (`bool`, *optional*, defaults to `False`):
-            Whether the classifier has a batch norm without scale and shift before it, as in the official linear probe.
+            Whether a batch norm without scale and shift precedes the classifier, as in the official linear probe.
         decoder_hidden_size (`int`, *optional*, defaults to 512):
-            Width of the decoder. Divisible by 4 and by `decoder_num_attention_heads`.
+            Width of the decoder, divisible by 4 and by `decoder_num_attention_heads`.
         decoder_num_hidden_layers (`int`, *optional*, defaults to 8):
             Number of decoder blocks (Table 1a).
         decoder_num_attention_heads (`int`, *optional*, defaults to 16):
-            Number of attention heads of each decoder block.
+            Number of attention heads in each decoder block.
         decoder_intermediate_size (`int`, *optional*, defaults to 2048):
             Width of the decoder's MLPs.
         mask_ratio (`float`, *optional*, defaults to 0.75):
-            Share of the patches that is removed, in [0, 1) (Figure 5). Used by `MAEForPreTraining`, and by `MAEModel`
-            when it is given `noise`.
+            Share of the patches that is removed, in [0, 1) (Figure 5). `MAEForPreTraining` uses it, and `MAEModel` if
+            `noise` is passed.
         masking (`"random"`, `"block"` or `"grid"`, *optional*, defaults to `"random"`):
-            Which patches are removed (Table 1f). `"grid"` keeps one patch of every 2 x 2: `mask_ratio` 0.75 and a
-            patch grid with even sides only.
+            Which patches are removed (Table 1f). `"grid"` keeps one patch of every 2 x 2. It requires
+            `mask_ratio=0.75` and an even number of patches along each side.
         norm_pix_loss (`bool`, *optional*, defaults to `False`):
             Whether the target pixels are normalised within each patch (Table 1d).
         image_mean (`float` or `list[float]`, *optional*):
-            Mean of each channel of images in [0, 1]; written to the image processor that `save_pretrained` makes.
-            For 3 channels it defaults to ImageNet's; for another number of channels `None` means that pixels are
+            Mean of each channel for pixels in [0, 1]. `save_pretrained` writes it to the image processor. For 3
+            channels it defaults to the ImageNet mean. For other numbers of channels `None` means that pixels are
             rescaled to [0, 1] and not normalised.
         image_std (`float` or `list[float]`, *optional*):
-            Standard deviation of each channel, as `image_mean`.
+            Standard deviation of each channel, with the same rules as `image_mean`.
 
     Raises:
-        `huggingface_hub.errors.StrictDataclassError`: naming the field, its value and the rule it breaks.
+        `huggingface_hub.errors.StrictDataclassError`: if a field is invalid. The message names field, value and rule.
 
     Example:
 
@@ -141,7 +142,7 @@ class MAEConfig(PreTrainedConfig):
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # JSON knows lists only; a tuple everywhere keeps a saved configuration equal to the one it came from.
+        # JSON has lists only. With tuples throughout, a loaded configuration equals the one that was saved.
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
@@ -158,19 +159,19 @@ class MAEConfig(PreTrainedConfig):
     @classmethod
     def from_size(cls, size: str, **overrides: Any) -> "MAEConfig":
         """
-        The configuration of a named encoder size.
+        Create the configuration of a named encoder size.
 
         Args:
             size (`str`):
-                "tiny", "small", "base", "large" or "huge" (patch 14).
+                "tiny", "small", "base", "large" or "huge" (patch size 14).
             overrides:
                 Any field of the configuration.
 
         Raises:
-            `ValueError`: for an unknown size.
+            `ValueError`: if the size is unknown.
         """
         if size not in _SIZES:
-            raise ValueError(f"size={size!r} is not a known model size; choose one of {', '.join(_SIZES)}.")
+            raise ValueError(f"size={size!r} is not a known model size. Choose one of {', '.join(_SIZES)}.")
         return cls(**{**_SIZES[size], **overrides})
 
     @property
@@ -181,12 +182,12 @@ class MAEConfig(PreTrainedConfig):
 
     @property
     def num_patches(self) -> int:
-        """Number of patches of an image, L in the docstrings of the models."""
+        """Number of patches in an image, L in the docstrings of the models."""
         return self.grid_size[0] * self.grid_size[1]
 
     def validate_architecture(self) -> None:
-        """Checks every field, alone and against the others. Called by `__init__` and when a model is built."""
-        # @strict checks types, when a field is set; ranges and combinations are left to us.
+        """Check the range of every field and the combinations of fields. `@strict` runs it after `__init__`."""
+        # @strict itself checks types only.
         for name in (
             "hidden_size",
             "num_hidden_layers",
@@ -206,13 +207,13 @@ class MAEConfig(PreTrainedConfig):
             value = getattr(self, name)
             sides = to_pair(value)
             if len(sides) != 2 or min(sides) < 1:
-                raise ValueError(f"{name}={value!r} must be a positive integer or a pair (height, width) of them.")
+                raise ValueError(f"{name}={value!r} must be a positive integer or a pair of them, (height, width).")
         for axis, side, patch in zip(("height", "width"), to_pair(self.image_size), to_pair(self.patch_size)):
             if side % patch != 0:
                 raise ValueError(
                     f"image_size={self.image_size!r} is not divisible by patch_size={self.patch_size!r}: the {axis} "
-                    f"{side} leaves a remainder of {side % patch}. The nearest {axis}s that fit are "
-                    f"{max(side // patch, 1) * patch} and {(side // patch + 1) * patch}."
+                    f"{side} leaves a remainder of {side % patch}. Use a {axis} of {max(side // patch, 1) * patch} or "
+                    f"{(side // patch + 1) * patch}."
                 )
 
         for width_name, heads_name in (
@@ -224,8 +225,8 @@ class MAEConfig(PreTrainedConfig):
                 raise ValueError(f"{width_name}={width} must be divisible by {heads_name}={heads}.")
             if width % 4 != 0:
                 raise ValueError(
-                    f"{width_name}={width} must be divisible by 4: sin-cos positions hold a sine and a cosine for "
-                    "each of two axes."
+                    f"{width_name}={width} must be divisible by 4, because sin-cos positions have a sine and a cosine "
+                    "for each of two axes."
                 )
 
         for name in ("mask_ratio", "drop_path_rate", "attention_probs_dropout_prob"):
@@ -237,11 +238,11 @@ class MAEConfig(PreTrainedConfig):
         if not self.layer_norm_eps > 0:
             raise ValueError(f"layer_norm_eps={self.layer_norm_eps!r} must be positive.")
         if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown; choose one of {', '.join(sorted(ACT2FN))}.")
+            raise ValueError(f"hidden_act={self.hidden_act!r} is unknown. Choose one of {', '.join(sorted(ACT2FN))}.")
 
         if self.masking == "grid":
             if self.mask_ratio != 0.75:
-                raise ValueError(f"masking='grid' keeps one patch of four: mask_ratio={self.mask_ratio} must be 0.75.")
+                raise ValueError(f"masking='grid' keeps 1 patch of 4, so mask_ratio={self.mask_ratio} must be 0.75.")
             if self.grid_size[0] % 2 or self.grid_size[1] % 2:
                 raise ValueError(
                     f"masking='grid' needs an even number of patches along each side, not {self.grid_size[0]} x "
@@ -254,20 +255,21 @@ class MAEConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={value!r} must hold one value for each of num_channels={self.num_channels}.")
         if (self.image_mean is None) != (self.image_std is None):
             raise ValueError(
-                f"image_mean={self.image_mean!r} and image_std={self.image_std!r} must be given together, or neither."
+                f"image_mean={self.image_mean!r} and image_std={self.image_std!r} must be set together, or neither."
             )
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r} must be positive.")
 
 
-# The fields that this class adds to `PreTrainedConfig`, and those of `PreTrainedConfig` that come with a classifier.
+# The fields that MAEConfig itself defines, in order. It inherits others from PreTrainedConfig.
 CONFIG_FIELDS = tuple(MAEConfig.__annotations__)
+# The inherited fields that describe the labels of a classifier. A checkpoint keeps them beside CONFIG_FIELDS.
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
 MAEConfig.register_for_auto_class()
 
-# Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.
+# Only in the installed package: a copy from one Hub repository would shadow the copies from others.
 if not __package__:
     AutoConfig.register("mae", MAEConfig, exist_ok=True)
 
-__all__ = ["MAEConfig"]
+__all__ = ["CONFIG_FIELDS", "LABEL_FIELDS", "MAEConfig"]

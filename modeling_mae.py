@@ -7,18 +7,19 @@ The Masked Autoencoder (He et al. 2021, arXiv 2111.06377) as transformers models
     MAEForImageClassification    encoder -> class scores
 
 In the docstrings B is the batch size, C the number of channels, H and W the image size in pixels, L the number of
-patches of an image, P the number of values of a patch (patch height * patch width * C) and D the encoder's width.
-Parameter names are those of the official code and of timm, so that their encoder files are ours key for key.
+patches in an image, P the number of values in a patch (patch height * patch width * C) and D the encoder width.
+Parameter names follow the official code and timm, so encoder checkpoints from both have the same keys.
 """
 
 import copy
 import math
 import os
+import tempfile
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, file_exists
+from huggingface_hub import create_repo, file_exists
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -49,20 +50,20 @@ except ImportError:
 @dataclass
 class MAEModelOutput(ModelOutput):
     """
-    Output of [`MAEModel`]. S is L, or the number of visible patches where there is a mask.
+    Output of [`MAEModel`]. S is L without a mask, and the number of visible patches with one.
 
     Args:
         last_hidden_state (`torch.Tensor` of shape `(B, 1 + S, D)`):
-            The cls token, then the patches: in raster order, or with a mask the visible ones in the order in which
-            the mask keeps them (the official code's `latent`).
+            The cls token, then the patches in raster order. With a mask, only the visible patches, in the order of
+            the mask (`latent` in the official code).
         pooler_output (`torch.Tensor` of shape `(B, D)`):
-            The cls token or the mean of the patch tokens, by `config.pooling`.
+            The cls token or the mean of the patch tokens, as `config.pooling` selects.
         mask (`torch.Tensor` of shape `(B, L)`, *optional*):
-            Patches in raster order, 1 = removed, 0 = visible. Only with a mask.
+            Patches in raster order: 1 = removed, 0 = visible. `None` without a mask.
         ids_restore (`torch.LongTensor` of shape `(B, L)`, *optional*):
-            For each patch in raster order its place in [visible patches, removed patches]. Only with a mask.
+            Index of each patch (in raster order) in [visible patches, removed patches]. `None` without a mask.
         hidden_states (`tuple` of `num_hidden_layers + 1` tensors of shape `(B, 1 + S, D)`, *optional*):
-            Input of the first block and output of each; the last is taken before the final norm.
+            Input of the first block and output of every block, before the final norm.
         attentions (`tuple` of `num_hidden_layers` tensors of shape `(B, heads, 1 + S, 1 + S)`, *optional*):
             Attention probabilities of each block.
     """
@@ -78,12 +79,12 @@ class MAEModelOutput(ModelOutput):
 @dataclass
 class MAEForPreTrainingOutput(ModelOutput):
     """
-    Output of [`MAEForPreTraining`]; what is not listed is the encoder's, see [`MAEModelOutput`].
+    Output of [`MAEForPreTraining`]. The other fields are those of the encoder, see [`MAEModelOutput`].
 
     Args:
-        loss (`torch.Tensor`, a scalar): Mean squared error of the removed patches' pixels.
+        loss (`torch.Tensor`, a scalar): Mean squared error over the pixels of the removed patches.
         logits (`torch.Tensor` of shape `(B, L, P)`):
-            Predicted pixels of all patches in raster order; normalised within each patch if `config.norm_pix_loss`.
+            Predicted pixels of all patches in raster order, normalised within each patch if `config.norm_pix_loss`.
     """
 
     loss: Tensor | None = None
@@ -97,10 +98,10 @@ class MAEForPreTrainingOutput(ModelOutput):
 @dataclass
 class MAEReconstructionOutput(ModelOutput):
     """
-    Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)` in the space of `pixel_values`.
+    Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)`, normalised like `pixel_values`.
 
     Args:
-        masked: The input with 0 (the mean colour, where images are normalised) in the place of removed patches.
+        masked: The input with the removed patches set to 0, which is the mean colour of normalised images.
         reconstruction: The prediction of every patch.
         pasted: The prediction with the visible patches pasted over it.
         mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
@@ -117,12 +118,11 @@ class MAEReconstructionOutput(ModelOutput):
 
 def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
     """
-    The official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32.
-
-    The first half of the channels encodes the column and the second half the row, each as [sin | cos]: the order of
-    the released weights, a consequence of the official code's width-first `meshgrid`.
+    Create the official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32. The first half
+    of the channels encodes the column and the second half the row, each as [sin | cos]. The released weights have this
+    order because `meshgrid` in the official code puts width first.
     """
-    # The device is named because a model may be built under `torch.device("meta")`.
+    # An explicit device, because a model may be built under `torch.device("meta")`.
     omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4))
     rows, columns = (torch.arange(side, dtype=torch.float64, device="cpu") for side in grid_size)
     row_angles = torch.outer(rows, omega).repeat_interleave(len(columns), dim=0)
@@ -133,8 +133,8 @@ def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
 
 def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
     """
-    A position table `(1, 1 + L, D)` for another patch grid: bicubic in 2-D, in float32, without antialiasing, as in
-    the official fine-tuning code; the cls row stays.
+    Resample a position table `(1, 1 + L, D)` to another patch grid: bicubic in 2-D and float32, without antialiasing,
+    as in the official fine-tuning code. The cls row is unchanged.
     """
     if old_grid == new_grid:
         return pos_embed
@@ -145,29 +145,52 @@ def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: t
     return torch.cat([cls_row, patch_rows.to(pos_embed.dtype)], dim=1)
 
 
-# Masking
+# Inputs and masking
+
+
+def check_pixel_values(pixel_values: Tensor, config: MAEConfig, any_size: bool = False) -> tuple[int, int]:
+    """Return the patch grid (rows, columns) of a batch of images, or raise a `ValueError` if they do not fit."""
+    if pixel_values.ndim != 4:
+        shape = tuple(pixel_values.shape)
+        raise ValueError(f"pixel_values must have shape (batch, channels, height, width), not {shape}.")
+    channels, height, width = pixel_values.shape[1:]
+    if channels != config.num_channels:
+        raise ValueError(f"pixel_values has {channels} channels, but this model takes {config.num_channels}.")
+    patch_height, patch_width = to_pair(config.patch_size)
+    if height % patch_height or width % patch_width:
+        raise ValueError(
+            f"Images of {height} x {width} pixels cannot be cut into patches of {patch_height} x {patch_width}. "
+            "Resize or crop them to a multiple of the patch size."
+        )
+    expected_height, expected_width = to_pair(config.image_size)
+    if not any_size and (height, width) != (expected_height, expected_width):
+        raise ValueError(
+            f"Images of {height} x {width} pixels do not fit this model for {expected_height} x {expected_width}. "
+            "Resize them, or pass interpolate_pos_encoding=True to resample the position tables."
+        )
+    return height // patch_height, width // patch_width
 
 
 def num_visible_patches(num_patches: int, mask_ratio: float) -> int:
-    """How many patches a mask keeps; the official code's rounding, float error included (100, 0.9 -> 9)."""
+    """Number of patches that a mask keeps, rounded as in the official code with its float error (100, 0.9 -> 9)."""
     return int(num_patches * (1 - mask_ratio))
 
 
 def block_scores(noise: Tensor, grid_size: tuple[int, int], num_visible: int) -> Tensor:
     """
-    Block-wise masking (Table 1f, from BEiT) as scores `(B, L)` of which the lowest are kept: rectangles of random
-    size, aspect ratio and place are removed one after the other, the last one cut to the exact count. The noise
+    Scores `(B, L)` for block-wise masking (Table 1f, from BEiT). The lowest are kept: rectangles of random size,
+    aspect ratio and position are removed one after another, and the last is cut to the exact count. The noise
     `(B, L)`, uniform in [0, 1), is the only source of randomness.
     """
     height, width = grid_size
     num_patches = height * width
-    if num_patches < 4:  # too few for blocks
+    if num_patches < 4:  # too few for a block
         return noise
     num_removed = num_patches - num_visible
-    num_blocks = num_patches // 4  # four numbers of the noise make one block
+    num_blocks = num_patches // 4  # each block takes four numbers from the noise
     area, aspect, top, left = noise[:, : 4 * num_blocks].float().clamp(0, 1).unflatten(1, (4, num_blocks)).unbind(1)
 
-    # BEiT: at least 16 of 196 patches, and an aspect ratio between 0.3 and its inverse, uniform in the logarithm.
+    # BEiT: at least 16 of 196 patches, and a log-uniform aspect ratio between 0.3 and 1 / 0.3.
     min_area = 16 / 196 * num_patches
     area = min_area + area * max(num_removed - min_area, 0)
     aspect = torch.exp((2 * aspect - 1) * math.log(1 / 0.3))
@@ -176,12 +199,11 @@ def block_scores(noise: Tensor, grid_size: tuple[int, int], num_visible: int) ->
     top = (top * (height - block_height + 1)).floor().minimum(height - block_height)
     left = (left * (width - block_width + 1)).floor().minimum(width - block_width)
 
-    rows = torch.arange(height, device=noise.device)
-    columns = torch.arange(width, device=noise.device)
+    rows, columns = (torch.arange(side, device=noise.device) for side in grid_size)
     in_rows = (rows >= top[..., None]) & (rows < (top + block_height)[..., None])
     in_columns = (columns >= left[..., None]) & (columns < (left + block_width)[..., None])
     covered = (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)  # (B, blocks, L)
-    # A patch goes with the first block that covers it; patches of later blocks, and of none, are kept first.
+    # The first block that covers a patch removes it. Patches that no block covers are the last to be removed.
     first_block = torch.where(covered.any(1), covered.int().argmax(1), num_blocks)
     return -first_block
 
@@ -190,9 +212,9 @@ def mask_from_noise(
     noise: Tensor, grid_size: tuple[int, int], num_visible: int, masking: str = "random"
 ) -> tuple[Tensor, Tensor, Tensor]:
     """
-    The mask that a noise `(B, L)`, uniform in [0, 1), stands for (Section 3, "Masking"): the `num_visible` patches
-    with the smallest noise are kept. `masking` is "random", "block" or "grid" (Table 1f). "grid" keeps the same patch
-    of every 2 x 2 whatever the noise; a `ValueError` where it cannot.
+    Compute the mask for a noise `(B, L)`, uniform in [0, 1): keep the `num_visible` patches with the smallest noise
+    (Section 3, "Masking"). `masking` is "random", "block" or "grid" (Table 1f). "grid" ignores the noise, keeps the
+    first patch of every 2 x 2 and raises a `ValueError` if the grid or `num_visible` does not allow it.
 
     Returns `ids_keep` of shape `(B, num_visible)`, `mask` of shape `(B, L)` with 1 = removed, and `ids_restore` of
     shape `(B, L)`, the inverse of the order [kept, removed].
@@ -201,8 +223,8 @@ def mask_from_noise(
     if masking == "grid":
         if height % 2 or width % 2 or 4 * num_visible != height * width:
             raise ValueError(
-                "masking='grid' keeps one patch of every 2 x 2: it needs mask_ratio=0.75 and an even number of "
-                f"patches along each side, but was to keep {num_visible} of {height} x {width} patches."
+                f"masking='grid' keeps 1 of 2 x 2 patches and cannot keep {num_visible} of {height} x {width}. Use "
+                "mask_ratio=0.75 and an image with an even number of patches along each side."
             )
         rows, columns = (torch.arange(side, device=noise.device) % 2 for side in grid_size)
         scores = (rows[:, None] | columns).flatten().expand(noise.shape)
@@ -210,7 +232,7 @@ def mask_from_noise(
         scores = block_scores(noise, grid_size, num_visible)
     else:
         scores = noise
-    # Stable, because the order of equal scores would depend on the device.
+    # Stable, because the order of equal scores would otherwise depend on the device.
     ids_shuffle = torch.argsort(scores, dim=1, stable=True)
     ranks = torch.arange(height * width, device=noise.device).expand_as(ids_shuffle)
     ids_restore = torch.empty_like(ids_shuffle).scatter_(1, ids_shuffle, ranks)
@@ -222,7 +244,7 @@ def mask_from_noise(
 
 
 def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
-    """Stochastic depth: in training drops whole samples with probability `rate` and rescales the others."""
+    """Apply stochastic depth: in training, drop whole samples with probability `rate` and rescale the others."""
     if rate == 0 or not training:
         return residual
     keep = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(1 - rate)
@@ -231,8 +253,8 @@ def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """
-    Attention by plain matrix products, with the signature of transformers' attention functions: `(B, heads, N, d)`
-    each -> output `(B, N, heads, d)` and probabilities `(B, heads, N, N)`.
+    Compute attention by plain matrix products, with the signature of the attention functions of transformers:
+    `(B, heads, N, d)` each -> output `(B, N, heads, d)` and probabilities `(B, heads, N, N)`.
     """
     probabilities = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
     output = F.dropout(probabilities, p=dropout, training=module.training) @ value
@@ -240,9 +262,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class MAEAttention(nn.Module):
-    """Multi-head self-attention with one fused product for query, key and value."""
+    """Multi-head self-attention with one fused projection for query, key and value."""
 
-    is_causal = False  # read by transformers' attention functions
+    is_causal = False  # attention functions of transformers read it
 
     def __init__(self, config: MAEConfig, dim: int, num_heads: int):
         super().__init__()
@@ -257,7 +279,7 @@ class MAEAttention(nn.Module):
         qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         attention = eager_attention_forward
-        if not output_attentions:  # only the eager function has probabilities to give
+        if not output_attentions:  # only the eager function returns probabilities
             attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
         dropout = self.dropout if self.training else 0.0
         output, probabilities = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
@@ -276,7 +298,7 @@ class MAEMLP(nn.Module):
 
 
 class MAEBlock(GradientCheckpointingLayer):
-    """A pre-norm Transformer block, of encoder and decoder alike."""
+    """Pre-norm Transformer block, for encoder and decoder."""
 
     drop_path_rate = 0.0
 
@@ -295,7 +317,7 @@ class MAEBlock(GradientCheckpointingLayer):
 
 
 class MAEPatchEmbeddings(nn.Module):
-    """Linear projection of patches: `(B, C, H, W)` -> `(B, L, D)`, raster order."""
+    """Linear projection of patches, `(B, C, H, W)` -> `(B, L, D)` in raster order."""
 
     def __init__(self, config: MAEConfig):
         super().__init__()
@@ -308,8 +330,8 @@ class MAEPatchEmbeddings(nn.Module):
 
 class MAEDecoder(nn.Module):
     """
-    The light decoder (Section 3, "MAE decoder"): puts the visible patches' latents back in their places and mask
-    tokens in the others, and predicts the pixels of each patch.
+    The light decoder (Section 3, "MAE decoder"). It puts the visible patches back at their positions and mask tokens
+    at the others, and predicts the pixels of every patch.
     """
 
     def __init__(self, config: MAEConfig):
@@ -328,7 +350,7 @@ class MAEDecoder(nn.Module):
         self.pred = nn.Linear(dim, patch_height * patch_width * config.num_channels)
 
     def forward(self, latent: Tensor, ids_restore: Tensor, grid_size: tuple[int, int]) -> Tensor:
-        """The encoder's output `(B, 1 + visible, D)` -> pixels of all patches in raster order, `(B, L, P)`."""
+        """Decode the encoder output `(B, 1 + visible, D)` to pixels of all patches in raster order, `(B, L, P)`."""
         hidden_states = self.embed(latent)
         cls_token, visible = hidden_states[:, :1], hidden_states[:, 1:]
         num_removed = ids_restore.shape[1] - visible.shape[1]
@@ -345,8 +367,37 @@ class MAEDecoder(nn.Module):
 # Models
 
 
+def _own_size_first(name_or_path, config, kwargs) -> tuple:
+    """
+    Return the `config` and `kwargs` that load a checkpoint at its own patch grid, and the image size to resize it to.
+    This is `None` if no size is requested or the checkpoint has no configuration. The requested `image_size` and
+    `patch_size` are in `kwargs`, or in `config`, where `AutoModel` puts them.
+    """
+    config, kwargs = copy.deepcopy(config), dict(kwargs)
+    sizes = {name: kwargs.pop(name, getattr(config, name, None)) for name in ("image_size", "patch_size")}
+    own_config, image_size = {}, None
+    if name_or_path is not None and any(sizes.values()):
+        hub_kwargs = {**kwargs, "trust_remote_code": None}  # get_config_dict would warn about True
+        try:
+            own_config, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_kwargs)
+        except OSError:
+            pass  # the checkpoint has weights only, which must fit the given configuration
+    if own_config:
+        own = {name: own_config.get(name, getattr(MAEConfig, name)) for name in sizes}
+        sizes = {name: size or own[name] for name, size in sizes.items()}
+        image_size = sizes["image_size"]
+        grid = [side // patch for side, patch in zip(to_pair(own["image_size"]), to_pair(own["patch_size"]))]
+        sizes["image_size"] = tuple(count * side for count, side in zip(grid, to_pair(sizes["patch_size"])))
+    sizes = {name: size for name, size in sizes.items() if size}
+    if isinstance(config, PreTrainedConfig):  # remote code has an MAEConfig class of its own
+        config.update(sizes)
+    else:
+        kwargs |= sizes
+    return config, kwargs, image_size
+
+
 class MAEPreTrainedModel(PreTrainedModel):
-    """What the models share: initialisation, and loading and saving as a complete directory."""
+    """Base class of the models: initialisation, loading, and saving of a complete directory."""
 
     config_class = MAEConfig
     base_model_prefix = "mae"
@@ -357,24 +408,24 @@ class MAEPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Whether the position tables are trained. They are frozen in pre-training (Section 3, "sine-cosine").
+    # Whether position tables are trained. Pre-training keeps them fixed (Section 3, "sine-cosine").
     _positions_trainable = False
 
     def __init__(self, config: MAEConfig, *args: Any, **kwargs: Any):
-        # Overrides of `from_pretrained` arrive by assignment, which checks single fields only.
+        # `from_pretrained` overrides fields by assignment, which checks each field alone.
         config.validate()
         super().__init__(config, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers skips modules without parameters of their own: each rule hangs on the module that owns the
-        # parameter. Its `init` functions leave loaded tensors alone.
+        # transformers skips modules without own parameters, so each rule belongs to the module that owns the
+        # parameter. Its `init` functions do not change loaded tensors.
         if isinstance(module, nn.Linear):
-            # The fused qkv gets the bound of its whole matrix, sqrt(6 / 4D), as in the official code.
+            # The bound of the fused qkv is that of the whole matrix, sqrt(6 / 4D), as in the official code.
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Conv2d):
-            # Xavier on the (D, C * patch) view. Not through a view, which would lose the mark of a loaded tensor.
+            # Xavier for the shape (D, C * patch). A view of that shape would lose the mark of a loaded tensor.
             fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
@@ -382,7 +433,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):  # of a linear probe, without scale and shift
+        elif isinstance(module, nn.BatchNorm1d):  # in a linear probe, without scale and shift
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
@@ -394,7 +445,7 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.copy_(module.pos_embed, sincos_positions(self.config.decoder_hidden_size, module.grid_size))
 
     def _position_owners(self) -> list[nn.Module]:
-        """The modules that hold a position table (`pos_embed`, `grid_size`)."""
+        """Return the modules that have a position table (`pos_embed`, `grid_size`)."""
         return [module for module in self.modules() if isinstance(module, (MAEModel, MAEDecoder))]
 
     def _set_positions_trainable(self) -> None:
@@ -402,18 +453,12 @@ class MAEPreTrainedModel(PreTrainedModel):
             module.pos_embed.requires_grad_(self._positions_trainable)
 
     def no_weight_decay(self) -> set[str]:
-        """
-        Names of parameters that take no weight decay, beside biases and all that is one-dimensional. None in
-        pre-training: the official code decays cls and mask tokens.
-        """
+        """Parameters without weight decay, beside one-dimensional ones. Pre-training has none, as officially."""
         return set()
 
     @torch.no_grad()
     def resize_positions(self, image_size: int | tuple[int, int]) -> None:
-        """
-        Makes this a model for images of another size in pixels, divisible by the patch size: resamples the position
-        tables in 2-D and sets `config.image_size`.
-        """
+        """Resample the position tables for images of another size in pixels, and set `config.image_size`."""
         config = copy.deepcopy(self.config)
         config.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
         config.validate()
@@ -426,103 +471,73 @@ class MAEPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
-        As [`PreTrainedModel.from_pretrained`], with two additions: position tables are frozen again where they should
-        be, and `image_size=…` or `patch_size=…` (or a configuration with others, which is what `AutoModel` makes of
-        them) load the checkpoint at its own patch grid and resample the tables. Another patch size needs
-        `ignore_mismatched_sizes=True` too, because its projections are newly initialised.
+        Load a model like [`PreTrainedModel.from_pretrained`], with fixed position tables frozen. `image_size=…` and
+        `patch_size=…`, or a `config` with other sizes, resample the position tables. Another patch size also needs
+        `ignore_mismatched_sizes=True`, because its projections are newly initialised.
         """
-        sizes = {name: kwargs.pop(name, getattr(config, name, None)) for name in ("image_size", "patch_size")}
-        own_config, image_size = {}, None
-        if pretrained_model_name_or_path is not None and any(sizes.values()):
-            hub_kwargs = {**kwargs, "trust_remote_code": None}  # a configuration would warn about it
-            try:
-                own_config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_kwargs)
-            except OSError:
-                pass  # these are weights alone, of the given configuration's size
-        if own_config:
-            own = {name: own_config.get(name, getattr(MAEConfig, name)) for name in sizes}
-            sizes = {name: size or own[name] for name, size in sizes.items()}
-            image_size = sizes["image_size"]
-            grid = [side // patch for side, patch in zip(to_pair(own["image_size"]), to_pair(own["patch_size"]))]
-            sizes["image_size"] = tuple(count * side for count, side in zip(grid, to_pair(sizes["patch_size"])))
-        sizes = {name: size for name, size in sizes.items() if size}
-        if isinstance(config, PreTrainedConfig):  # an MAEConfig of another module, where the code is remote
-            config = copy.deepcopy(config)
-            config.update(sizes)
-        else:
-            kwargs |= sizes
-
+        config, kwargs, image_size = _own_size_first(pretrained_model_name_or_path, config, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if image_size is not None:
             model.resize_positions(image_size)
-        model._set_positions_trainable()  # transformers hands over every parameter trainable
+        model._set_positions_trainable()  # transformers makes every parameter trainable
         return loaded
 
-    def save_pretrained(self, save_directory, *args, is_main_process=True, push_to_hub=False, **kwargs):
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, push_to_hub=False, **kwargs):
         """
-        As [`PreTrainedModel.save_pretrained`], and the directory is complete: both modules, an `auto_map` for every
-        Auto class, and an image processor made from the configuration, unless one is already there.
+        Save a complete directory: both modules, an `auto_map` for every Auto class and, if the directory has no image
+        processor, one made from the configuration. Arguments as in [`PreTrainedModel.save_pretrained`]. With
+        `push_to_hub=True` those of [`~MAEPreTrainedModel.push_to_hub`] are accepted too.
         """
-        self.config.auto_map = dict(_AUTO_MAP)  # transformers itself enters the saved class only
-        hub_kwargs = {key: kwargs.pop(key) for key in ("repo_id", "commit_message", "create_pr") if key in kwargs}
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, **kwargs)
+        hub_kwargs = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
+        self.config.auto_map = dict(_AUTO_MAP)  # transformers adds the saved class only
+        # A copy, because transformers empties the dictionary.
+        super().save_pretrained(save_directory, is_main_process, state_dict and dict(state_dict), **kwargs)
         if not is_main_process:
             return
-        if not os.path.exists(os.path.join(save_directory, "preprocessor_config.json")):
+        if not os.path.exists(os.path.join(save_directory, _PROCESSOR_FILE)):
             make_image_processor(self.config).save_pretrained(save_directory)
         if push_to_hub:
             repo_id = hub_kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
-            self.push_to_hub(repo_id, **hub_kwargs, **kwargs)
+            self._push(repo_id, {"state_dict": state_dict, **kwargs}, **hub_kwargs)
 
-    def _upload_modified_files(self, working_dir, repo_id, *args, **kwargs):
-        # Of push_to_hub. A processor that the repository has is kept; a card that is new says what the model is.
-        there = {name: kwargs.get(name) for name in ("revision", "token")}
-        if file_exists(repo_id, "preprocessor_config.json", **there):
-            os.remove(os.path.join(working_dir, "preprocessor_config.json"))
-        path = os.path.join(working_dir, "README.md")
-        if not file_exists(repo_id, "README.md", **there):
-            card, is_classifier = ModelCard.load(path), isinstance(self, MAEForImageClassification)
+    def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs: Any) -> str:
+        """
+        Push the model to the Hub. Arguments as in [`PreTrainedModel.push_to_hub`]. An image processor that the
+        repository has is kept. A new model card gets a pipeline tag and tags.
+        """
+        if unknown := sorted(kwargs.keys() - set(_HUB_ARGUMENTS)):
+            raise TypeError(f"push_to_hub() got unexpected arguments: {', '.join(unknown)}.")
+        return self._push(repo_id, {"max_shard_size": max_shard_size}, **kwargs)
+
+    def _push(self, repo_id, save_kwargs, private=None, token=None, revision=None, tags=None, **commit_kwargs) -> str:
+        from transformers.utils.hub import create_and_tag_model_card  # here, because loading must not depend on it
+
+        repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        card = create_and_tag_model_card(repo_id, tags, token=token)
+        if not file_exists(repo_id, "README.md", revision=revision, token=token):
+            is_classifier = isinstance(self, MAEForImageClassification)
             card.data.pipeline_tag = "image-classification" if is_classifier else "image-feature-extraction"
-            card.data.tags = [*(card.data.tags or []), "mae", "masked-autoencoder"]
-            card.save(path)
-        return super()._upload_modified_files(working_dir, repo_id, *args, **kwargs)
-
-    def _check_pixel_values(self, pixel_values: Tensor, interpolate_pos_encoding: bool) -> tuple[int, int]:
-        """The patch grid of a batch of images, or an error that says what is wrong with them."""
-        patch_height, patch_width = to_pair(self.config.patch_size)
-        expected_height, expected_width = to_pair(self.config.image_size)
-        if pixel_values.ndim != 4:
-            raise ValueError(
-                f"pixel_values must have shape (batch, channels, height, width), not {tuple(pixel_values.shape)}."
-            )
-        channels, height, width = pixel_values.shape[1:]
-        if channels != self.config.num_channels:
-            raise ValueError(f"pixel_values has {channels} channels; this model takes {self.config.num_channels}.")
-        if height % patch_height or width % patch_width:
-            raise ValueError(
-                f"Images of {height} x {width} pixels cannot be cut into patches of {patch_height} x {patch_width}: "
-                "resize or crop them to a multiple."
-            )
-        if not interpolate_pos_encoding and (height, width) != (expected_height, expected_width):
-            raise ValueError(
-                f"Images of {height} x {width} pixels do not fit this model for {expected_height} x {expected_width}: "
-                "resize them, or pass interpolate_pos_encoding=True to resample the position tables."
-            )
-        return height // patch_height, width // patch_width
+            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mae", "masked-autoencoder"]))
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **save_kwargs)
+            card.save(os.path.join(folder, "README.md"))
+            if file_exists(repo_id, _PROCESSOR_FILE, revision=revision, token=token):
+                os.remove(os.path.join(folder, _PROCESSOR_FILE))
+            # Private, but only this function of transformers makes the branch and the commit.
+            return self._upload_modified_files(folder, repo_id, {}, token=token, revision=revision, **commit_kwargs)
 
 
 class MAEModel(MAEPreTrainedModel):
     """
-    The encoder: a ViT that sees the visible patches only. It masks when it is told to, never by itself.
+    The encoder: a ViT on the visible patches. It masks only if `forward` gets a mask, noise or mask ratio.
 
     Args:
-        config ([`MAEConfig`])
         final_norm (`bool`, *optional*):
-            Whether there is a norm after the last block. Defaults to `config.pooling == "cls"`.
+            Whether a norm follows the last block. Defaults to `config.pooling == "cls"`.
     """
 
-    # What other checkpoints of ours have around the encoder, and the norm that pooling="mean" does without.
+    # Parameters of the other models around the encoder, and the final norm, which pooling="mean" does not have.
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^head_norm\.", r"^fc_norm\.", r"^norm\."]
 
     def __init__(self, config: MAEConfig, final_norm: bool | None = None):
@@ -547,7 +562,7 @@ class MAEModel(MAEPreTrainedModel):
         return self.patch_embed
 
     def set_drop_path_rate(self, rate: float) -> None:
-        """Sets `config.drop_path_rate`: stochastic depth rises linearly over the blocks, from 0 to it."""
+        """Set `config.drop_path_rate`. The rate of the blocks rises linearly from 0 to it."""
         self.config.drop_path_rate = rate
         for index, block in enumerate(self.blocks):
             block.drop_path_rate = rate * index / max(len(self.blocks) - 1, 1)
@@ -564,33 +579,33 @@ class MAEModel(MAEPreTrainedModel):
         output_attentions: bool | None = None,
     ) -> MAEModelOutput:
         """
-        Encodes images. A mask is applied if, and only if, one of `bool_masked_pos`, `noise` and `mask_ratio` is given,
-        in training and in evaluation alike.
+        Encode images. They are masked if, and only if, one of `bool_masked_pos`, `noise` and `mask_ratio` is given, in
+        training and in evaluation.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`): Normalised images.
             bool_masked_pos (`torch.Tensor` of shape `(B, L)`, *optional*):
-                True (or 1) for each patch to remove, raster order, the same number in every sample. The visible
-                patches stay in raster order. Wins over `noise`.
+                True (or 1) for each patch to remove, in raster order and the same number in every sample. The visible
+                patches stay in raster order. Takes precedence over `noise`.
             noise (`torch.Tensor` of shape `(B, L)`, *optional*):
-                Uniform in [0, 1): the mask is a pure function of it, see [`mask_from_noise`]. Drawn from torch's
-                generator where only `mask_ratio` is given.
+                Uniform in [0, 1). The mask is a pure function of it, see [`mask_from_noise`]. If only `mask_ratio` is
+                given, the noise comes from the default generator of torch.
             mask_ratio (`float`, *optional*, defaults to `config.mask_ratio`):
                 Share of the patches to remove, in [0, 1).
             interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether to take images of another size than `config.image_size` by resampling the positions.
+                Whether to accept images of another size than `config.image_size` and resample the position tables.
             output_hidden_states (`bool`, *optional*): Whether to return all hidden states.
             output_attentions (`bool`, *optional*):
-                Whether to return attention probabilities. Computes attention eagerly in this call.
+                Whether to return attention probabilities. Attention is then computed eagerly.
 
         Raises:
-            `ValueError`: for images or masks of the wrong shape, and for an unusable mask ratio.
+            `ValueError`: if images or masks have the wrong shape, or `mask_ratio` is out of range.
         """
         config = self.config
         output_hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         output_attentions = config.output_attentions if output_attentions is None else output_attentions
 
-        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
+        grid_size = check_pixel_values(pixel_values, config, interpolate_pos_encoding)
         positions = resample_positions(self.pos_embed, self.grid_size, grid_size)
         hidden_states = self.patch_embed(pixel_values) + positions[:, 1:]
 
@@ -620,7 +635,7 @@ class MAEModel(MAEPreTrainedModel):
         )
 
     def _make_mask(self, patches, grid_size, bool_masked_pos, noise, mask_ratio) -> tuple[Tensor, Tensor, Tensor]:
-        """Checks the arguments of a mask and makes it: `ids_keep`, `mask`, `ids_restore`."""
+        """Check the mask arguments and return `ids_keep`, `mask` and `ids_restore`."""
         shape = tuple(patches.shape[:2])
         for name, value in (("bool_masked_pos", bool_masked_pos), ("noise", noise)):
             if value is not None and value.shape != shape:
@@ -630,9 +645,7 @@ class MAEModel(MAEPreTrainedModel):
             scores = bool_masked_pos.to(patches.device, torch.bool).int()
             num_removed = scores.sum(dim=1).tolist()
             if min(num_removed) != max(num_removed):
-                raise ValueError(
-                    f"bool_masked_pos must remove the same number of patches from each sample, not {num_removed}."
-                )
+                raise ValueError(f"bool_masked_pos must remove equally many patches per sample, not {num_removed}.")
             # The sort is stable: visible patches first, in raster order.
             return mask_from_noise(scores, grid_size, shape[1] - num_removed[0])
 
@@ -647,7 +660,7 @@ class MAEModel(MAEPreTrainedModel):
 
 class MAEForPreTraining(MAEPreTrainedModel):
     """
-    The Masked Autoencoder: encoder, decoder and loss (Section 3). It always masks: `config.mask_ratio` must keep at
+    The Masked Autoencoder: encoder, decoder and loss (Section 3). It always masks, so `config.mask_ratio` must keep at
     least one patch and remove at least one.
     """
 
@@ -659,7 +672,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.mae = MAEModel(config, final_norm=True)
         self.decoder = MAEDecoder(config)
         self.post_init()
-        # Inherited from the encoder just now; but here a decoder's surplus blocks must not be dropped in silence.
+        # `post_init` took this over from the encoder. Here surplus decoder blocks must be reported.
         self._keys_to_ignore_on_load_unexpected.discard(r"^decoder\.")
         self._set_positions_trainable()
 
@@ -667,8 +680,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def _check_num_visible(num_visible: int, num_patches: int) -> None:
         if not 0 < num_visible < num_patches:
             raise ValueError(
-                f"Pre-training needs visible and removed patches, but the mask keeps {num_visible} of {num_patches}: "
-                "change mask_ratio (or bool_masked_pos), or use smaller patches."
+                f"Pre-training needs visible and removed patches, but the mask keeps {num_visible} of {num_patches}. "
+                "Change mask_ratio (or bool_masked_pos), or use smaller patches."
             )
 
     @can_return_tuple
@@ -684,10 +697,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
         return_loss: bool = True,
     ) -> MAEForPreTrainingOutput:
         """
-        Masks images, encodes what is visible and predicts the rest. Arguments and errors as in [`MAEModel.forward`];
-        a mask that keeps or removes nothing is a `ValueError` too. `return_loss` says whether to compute the loss.
+        Mask images, encode the visible patches and predict all. Arguments and errors as in [`MAEModel.forward`]. A
+        mask that keeps or removes no patch raises a `ValueError` too. `return_loss=False` skips the loss.
         """
-        grid_size = self._check_pixel_values(pixel_values, interpolate_pos_encoding)
+        grid_size = check_pixel_values(pixel_values, self.config, interpolate_pos_encoding)
         outputs = self.mae(
             pixel_values,
             bool_masked_pos=bool_masked_pos,
@@ -712,8 +725,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
     def loss(self, pixel_values: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         """
-        Mean squared error over the removed patches (Section 3, "Reconstruction target"), a scalar in float32, from
-        `(B, C, H, W)`, `(B, L, P)` and `(B, L)`.
+        Mean squared error over the removed patches (Section 3, "Reconstruction target"), a scalar in float32. The
+        arguments have the shapes `(B, C, H, W)`, `(B, L, P)` and `(B, L)`.
         """
         target = self.patchify(pixel_values.float())
         if self.config.norm_pix_loss:
@@ -724,20 +737,20 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
     @staticmethod
     def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation (unbiased, as in the official code) of each patch, `(B, L, 1)` each."""
+        """Mean and standard deviation of each patch, `(B, L, 1)` each, unbiased as in the official code."""
         return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
-        """`(B, C, H, W)` of any size -> `(B, L, P)`: patches in raster order, the channel last within a patch."""
-        grid_height, grid_width = self._check_pixel_values(pixel_values, interpolate_pos_encoding=True)
+        """Cut images `(B, C, H, W)` of any size into patches `(B, L, P)`, in raster order and channels last."""
+        grid_height, grid_width = check_pixel_values(pixel_values, self.config, any_size=True)
         patch_height, patch_width = to_pair(self.config.patch_size)
         patches = pixel_values.unflatten(3, (grid_width, patch_width)).unflatten(2, (grid_height, patch_height))
         return torch.einsum("nchpwq->nhwpqc", patches).flatten(3).flatten(1, 2)
 
     def unpatchify(self, patches: Tensor, image_size: int | tuple[int, int] | None = None) -> Tensor:
         """
-        `(B, L, P)` -> `(B, C, H, W)`, the inverse of [`~MAEForPreTraining.patchify`]. `image_size` is (H, W) in
-        pixels, by default that of the configuration; a `ValueError` where the patches do not make such an image.
+        Join patches `(B, L, P)` to images `(B, C, H, W)`, the inverse of [`~MAEForPreTraining.patchify`]. `image_size`
+        is (H, W) in pixels (default: `config.image_size`). A `ValueError` is raised if the patches do not fit it.
         """
         height, width = to_pair(self.config.image_size if image_size is None else image_size)
         patch_height, patch_width = to_pair(self.config.patch_size)
@@ -746,8 +759,8 @@ class MAEForPreTraining(MAEPreTrainedModel):
         expected = (math.prod(grid_size), math.prod(patch_shape))
         if patches.ndim != 3 or patches.shape[1:] != expected:
             raise ValueError(
-                f"An image of {height} x {width} pixels is made of patches of shape (batch, {expected[0]}, "
-                f"{expected[1]}), not {tuple(patches.shape)}; pass image_size=(height, width)."
+                f"Images of {height} x {width} pixels need patches of shape (batch, {expected[0]}, {expected[1]}), "
+                f"not {tuple(patches.shape)}. Pass image_size=(height, width)."
             )
         patches = patches.unflatten(2, patch_shape).unflatten(1, grid_size)
         return torch.einsum("nhwpqc->nchpwq", patches).flatten(4).flatten(2, 3)
@@ -755,10 +768,9 @@ class MAEForPreTraining(MAEPreTrainedModel):
     @torch.no_grad()
     def reconstruct(self, pixel_values: Tensor, **kwargs: Any) -> MAEReconstructionOutput:
         """
-        Masks images and fills the gaps (Figures 2 to 4). Arguments as in [`~MAEForPreTraining.forward`].
-
-        A model with `norm_pix_loss` does not predict a patch's mean and contrast; they are taken from the true patch,
-        so that its pictures look better than what it knows. Say so where they are shown.
+        Mask images and predict the removed patches (Figures 2 to 4). Arguments as in [`~MAEForPreTraining.forward`].
+        A model with `norm_pix_loss` does not predict the mean and contrast of a patch. They are taken from the true
+        patch, which makes its pictures look better than its predictions are. Mention this beside such pictures.
         """
         outputs = self(pixel_values, return_loss=False, return_dict=True, **kwargs)
         patches = self.patchify(pixel_values)
@@ -779,9 +791,9 @@ class MAEForPreTraining(MAEPreTrainedModel):
 
 class MAEForImageClassification(MAEPreTrainedModel):
     """
-    The encoder with a linear classifier, as in the official fine-tuning code: on the cls token after the final norm,
-    or on the mean of the patch tokens after `fc_norm`, by `config.pooling`. The position table is trained. With
-    `config.head_batch_norm` a batch norm stands before the classifier, as in the official linear probe.
+    The encoder with a linear classifier, as in the official fine-tuning code. `config.pooling` selects its input: the
+    cls token after the final norm, or the mean of the patch tokens after `fc_norm`. The position table is trained.
+    With `config.head_batch_norm` a batch norm precedes the classifier, as in the official linear probe.
     """
 
     _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^mae\.norm\."]
@@ -791,9 +803,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.mae = MAEModel(config)
-        mean_pooling = config.pooling == "mean"
+        mean_pooling, probing = config.pooling == "mean", config.head_batch_norm
         self.fc_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if mean_pooling else nn.Identity()
-        probing = config.head_batch_norm
         self.head_norm = nn.BatchNorm1d(config.hidden_size, affine=False, eps=1e-6) if probing else nn.Identity()
         self.head = nn.Linear(config.hidden_size, config.num_labels) if config.num_labels > 0 else nn.Identity()
         self.post_init()
@@ -801,7 +812,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if module is self.head and isinstance(module, nn.Linear):
-            # The official fine-tuning's, and its linear probe's.
+            # The values of the official linear probe and fine-tuning code.
             init.trunc_normal_(module.weight, std=0.01 if self.config.head_batch_norm else 2e-5)
             init.zeros_(module.bias)
         else:
@@ -812,14 +823,13 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
     def layer_ids(self) -> dict[str, int]:
         """
-        The layer of each parameter, by which its learning rate decays (Appendix A.1): 0 for patch embedding, cls token
-        and positions, 1 to `num_hidden_layers` for the blocks, one more for what follows them.
+        Layer number of each parameter, for layer-wise learning-rate decay (Appendix A.1): 0 for patch embedding, cls
+        token and positions, 1 to `num_hidden_layers` for the blocks, and one more for later layers.
         """
         ids = {}
         for name, _ in self.named_parameters():
-            parts = name.split(".")
             if name.startswith("mae.blocks."):
-                ids[name] = int(parts[2]) + 1
+                ids[name] = int(name.split(".")[2]) + 1
             else:
                 first = name in ("mae.cls_token", "mae.pos_embed") or name.startswith("mae.patch_embed.")
                 ids[name] = 0 if first else self.config.num_hidden_layers + 1
@@ -836,41 +846,42 @@ class MAEForImageClassification(MAEPreTrainedModel):
         encoder_outputs: MAEModelOutput | None = None,
     ) -> ImageClassifierOutput:
         """
+        Classify images, or outputs of the encoder.
+
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Normalised images.
             labels (`torch.Tensor`, *optional*):
-                Class indices of shape `(B,)`, or soft labels (of mixup, say) of shape `(B, num_labels)`:
+                Class indices of shape `(B,)`, or soft labels (for example from mixup) of shape `(B, num_labels)`, for
                 cross-entropy. With `config.problem_type = "multi_label_classification"`, 0 or 1 for each class, of
-                shape `(B, num_labels)`: binary cross-entropy. With `"regression"`, the default for one label, numbers
-                of shape `(B, num_labels)`, or `(B,)` for one label: squared error.
+                shape `(B, num_labels)`, for binary cross-entropy. With `"regression"`, the default for one label,
+                numbers of shape `(B, num_labels)`, or `(B,)` for one label, for the mean squared error.
             interpolate_pos_encoding, output_hidden_states, output_attentions: As in [`MAEModel.forward`].
             encoder_outputs ([`MAEModelOutput`], *optional*):
-                What the encoder has given before, in the place of images; only its `pooler_output` is needed.
+                An output of the encoder, to be passed instead of images. Only its `pooler_output` is used.
 
         Returns:
             [`ImageClassifierOutput`] with `logits` of shape `(B, num_labels)`.
         """
         if (pixel_values is None) == (encoder_outputs is None):
-            raise ValueError("Give either pixel_values or encoder_outputs.")
-        outputs = encoder_outputs
-        if outputs is None:
-            outputs = self.mae(
+            raise ValueError("Pass either pixel_values or encoder_outputs.")
+        if encoder_outputs is None:
+            encoder_outputs = self.mae(
                 pixel_values,
                 interpolate_pos_encoding=interpolate_pos_encoding,
                 output_hidden_states=output_hidden_states,
                 output_attentions=output_attentions,
                 return_dict=True,
             )
-        logits = self.head(self.head_norm(self.fc_norm(outputs.pooler_output)))
+        logits = self.head(self.head_norm(self.fc_norm(encoder_outputs.pooler_output)))
         return ImageClassifierOutput(
             loss=None if labels is None else self.loss(logits, labels),
             logits=logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            hidden_states=encoder_outputs.hidden_states,
+            attentions=encoder_outputs.attentions,
         )
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss for `labels`, see [`~MAEForImageClassification.forward`]; in float32."""
+        """Loss for `labels` in float32, see [`~MAEForImageClassification.forward`]."""
         logits, labels = logits.float(), labels.to(logits.device)
         default = "regression" if self.num_labels == 1 else "single_label_classification"
         problem_type = self.config.problem_type or default
@@ -879,8 +890,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
         expected = logits.shape[:1] if flat else logits.shape
         if labels.shape != expected:
             raise ValueError(
-                f"labels of type {labels.dtype} must have shape {tuple(expected)}, not {tuple(labels.shape)}: class "
-                "indices, soft labels as floats, or for several labels an image "
+                f"labels of type {labels.dtype} must have shape {tuple(expected)}, not {tuple(labels.shape)}. Pass "
+                "class indices, or soft labels as floats. If images have several labels, set "
                 'config.problem_type="multi_label_classification".'
             )
         if class_indices:
@@ -895,9 +906,9 @@ class MAEForImageClassification(MAEPreTrainedModel):
 
 def make_image_processor(config: MAEConfig):
     """
-    The stock `ViTImageProcessor` for a model: bicubic, with the model's own mean and std. Square images are resized at
-    their shorter side and cropped at the centre, with the official evaluation's margin (224 of 256 up to 224 pixels,
-    none above); rectangular models take an exact resize.
+    Create the `ViTImageProcessor` for a model: bicubic, with the mean and std of the configuration. For square models
+    it resizes the shorter side and crops the centre, with the margin of the official evaluation (224 of 256 up to 224
+    pixels, none above). For rectangular models it resizes to the exact size.
     """
     from transformers import ViTImageProcessor  # needs torchvision, which the model itself does not
 
@@ -915,6 +926,9 @@ def make_image_processor(config: MAEConfig):
     )
 
 
+_PROCESSOR_FILE = "preprocessor_config.json"
+# Arguments of `push_to_hub` that `save_pretrained` accepts too.
+_HUB_ARGUMENTS = "repo_id private token revision create_pr commit_message commit_description tags".split()
 _AUTO_MAP = {
     "AutoConfig": "configuration_mae.MAEConfig",
     "AutoModel": "modeling_mae.MAEModel",
@@ -927,9 +941,9 @@ for auto_class, model_class in (
     (AutoModelForPreTraining, MAEForPreTraining),
     (AutoModelForImageClassification, MAEForImageClassification),
 ):
-    # Always, because a model whose class is not registered saves no code.
+    # Always: a model saves its code only if its class is registered.
     model_class.register_for_auto_class(auto_class.__name__)
-    # Only as the installed package: from a Hub repository's copy, the first repository would shadow later ones.
+    # Only in the installed package: a copy from one Hub repository would shadow the copies from others.
     if not __package__:
         auto_class.register(MAEConfig, model_class, exist_ok=True)
 

@@ -21,8 +21,8 @@ from transformers import AutoModel
 from configuration_mae import MAEConfig
 from mae.training import flops as throughput
 from mae.training.average import AveragedWeights
-from mae.training.optimization import GuardedStep
 from mae.training.loop import TrainingLoop
+from mae.training.optimization import GuardedStep
 from modeling_mae import MAEForPreTraining
 from tests.support.data import EMOJI, ROOT
 from tests.support.runs import ENVIRONMENT, SCRIPT, metrics, train

@@ -1,0 +1,58 @@
+"""Small models for the tests of several packages."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from configuration_mae import MAEConfig
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+
+
+# 4 x 4 patches of 8 x 8 pixels. Encoder and decoder differ in width and heads.
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "decoder_hidden_size": 16,
+    "decoder_num_hidden_layers": 2,
+    "decoder_num_attention_heads": 2,
+    "decoder_intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+}
+KINDS = {
+    "encoder": (MAEModel, {}),
+    "pretraining": (MAEForPreTraining, {}),
+    "classification_cls": (MAEForImageClassification, {"num_labels": 3}),
+    "classification_mean": (MAEForImageClassification, {"num_labels": 3, "pooling": "mean"}),
+}
+
+
+def tiny_config(**fields: Any) -> MAEConfig:
+    return MAEConfig(**{**TINY, **fields})
+
+
+def randomize(model: MAEPreTrainedModel) -> MAEPreTrainedModel:
+    """Add noise to every parameter, so that no zero or one hides an error."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def tiny_model(cls: type[MAEPreTrainedModel] = MAEForPreTraining, **fields: Any) -> MAEPreTrainedModel:
+    """The same model on every call, in evaluation mode."""
+    torch.manual_seed(0)
+    return randomize(cls(tiny_config(**fields)))
+
+
+def model_of_kind(kind: str) -> MAEPreTrainedModel:
+    cls, fields = KINDS[kind]
+    return tiny_model(cls, **fields)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
