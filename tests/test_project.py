@@ -111,7 +111,7 @@ def test_ring_1_needs_only_torch_and_transformers():
         assert imported(ROOT / name) <= allowed | OURS
 
 
-def test_wheel_holds_every_module(tmp_path):
+def test_wheel_holds_every_module_and_data_file(tmp_path):
     # From a copy, because setuptools leaves its build folder in the source.
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".git", ".venv", "outputs", "build", "*.egg-info"))
@@ -125,6 +125,11 @@ def test_wheel_holds_every_module(tmp_path):
     modules = {"configuration_mae.py", "modeling_mae.py"}
     modules |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "mae").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
+    data = {path for path in (ROOT / "mae").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path.relative_to(ROOT).as_posix() for path in data} == {
+        name for name in names if name.startswith("mae/") and not name.endswith(".py")
+    }
+    assert any(path.suffix == ".md" for path in data)  # of the model cards
     assert any(name.endswith("LICENSE") for name in names)
     assert "Requires-Python: >=3.10" in metadata and re.search(r"Requires-Dist: transformers>=5\.17", metadata)
     assert "Apache-2.0" in metadata

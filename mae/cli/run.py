@@ -36,6 +36,7 @@ def open_repository(arguments: RunArguments) -> Repository | None:
             arguments.hub_revision,
             arguments.data_retry_minutes,
         )
+        opened.create()
         logger.info(f"Model repository: {opened.url}")
         if arguments.hub_license is None:
             logger.info("Note: the licence on its card will be unknown. Set it with --hub_license.")

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
 from mae.data.loader import is_worker_failure, worker_failure
-from mae.hub.publisher import _publishers
+from mae.hub.publisher import is_uploading
 from mae.training.interruption import EXIT_CODE
 from mae.utils.distributed import is_main_process
 from mae.utils.errors import Interrupted, MAEError, UserError
@@ -75,7 +75,7 @@ def end_process(code: int) -> NoReturn:
     `sys.exit` would wait for an upload that is active, because Python joins its threads. The next save, or the same
     command, uploads what is cut off here.
     """
-    if any(publisher._under_way for publisher in _publishers):
+    if is_uploading():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,1 +1,6 @@
-"""Model cards and uploads to the Hub."""
+"""Model cards, and uploads to the Hub."""
+
+from mae.hub.repository import push_to_hub
+
+
+__all__ = ["push_to_hub"]

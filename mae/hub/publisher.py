@@ -11,7 +11,7 @@ from pathlib import Path
 
 from huggingface_hub.utils import disable_progress_bars
 
-from mae.hub.repository import _LOGS, Repository
+from mae.hub.repository import LOG_FILES, Repository
 from mae.utils.errors import Interrupted, RunError
 from mae.utils.files import AVERAGE_FOLDER, MODEL_FILES, PUSH_FOLDER
 from mae.utils.retries import Retry, explain
@@ -22,23 +22,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Snapshot:
+    """A folder to push, and how."""
+
     folder: Path
     message: str
     step: int
-    minutes: float  # how long faults are waited out
+    minutes: float  # how long errors of the network are retried
     is_temporary: bool
+
+
+# The publishers of this process that upload at this moment.
+_uploading: set["Publisher"] = set()
+
+
+def is_uploading() -> bool:
+    """
+    Whether this process uploads a model at this moment. Python would wait for the threads of huggingface_hub before it
+    exits; a script that must end at once asks this first.
+    """
+    return bool(_uploading)
 
 
 class Publisher:
     """
-    Pushes a run while it goes on. What goes wrong is told, and never more than that; only one push is under way, and
-    of those that wait the last one is made.
+    Uploads checkpoints in a background thread. Failures are reported and never stop training. One upload runs at a
+    time; if several are queued, only the newest is uploaded.
 
     Args:
-        complete:
-            Called in the background with a directory that holds the model of a step, and the step: adds card and
-            pictures.
-        minutes: How long faults of the network are waited out at the end of the run.
+        repository: A repository that exists.
+        folder: The output directory of the run.
+        complete: Called in the background with a folder that holds the model of a step, and the step. Adds the card
+            and the figures.
+        minutes: How long errors of the network are retried at the end of the run.
     """
 
     def __init__(self, repository: Repository, folder: Path, complete: Callable[[Path, int], None], minutes: float):
@@ -48,13 +63,11 @@ class Publisher:
         self.minutes = minutes
         self.error: BaseException | None = None  # of the last push
         self._changed = threading.Condition()
-        self._waiting: _Snapshot | None = None
-        self._under_way = False
-        _publishers.append(self)
+        self._queued: _Snapshot | None = None
         self._thread: threading.Thread | None = None
 
     def push_checkpoint(self, step: int) -> None:
-        """Takes what a checkpoint holds of the model, and returns; links, because it may soon be removed."""
+        """Queue the model of a checkpoint, and return. Links its files, because the checkpoint may soon be removed."""
         folder = self.folder / PUSH_FOLDER / f"step-{step}"
         checkpoint = self.folder / f"checkpoint-{step}"
         if (checkpoint / AVERAGE_FOLDER).is_dir():
@@ -64,72 +77,77 @@ class Publisher:
             folder.mkdir(parents=True)
             for name in MODEL_FILES:
                 _link(checkpoint / name, folder / name)
-            for name in _LOGS:  # which go on
+            for name in LOG_FILES:  # copies, because the run appends to its logs
                 if (self.folder / name).exists():
                     shutil.copyfile(self.folder / name, folder / name)
         except OSError as error:
-            self._tell_failure(step, error, "")
+            self._report_failure(step, error, "")
             shutil.rmtree(folder, ignore_errors=True)
             return
-        self._push(_Snapshot(folder, f"Step {step}", step, math.inf, is_temporary=True))
+        self._queue(_Snapshot(folder, f"Step {step}", step, math.inf, is_temporary=True))
 
     def finish(self, step: int) -> None:
         """
-        Pushes the finished run.
+        Push the finished run.
 
         Raises:
-            RunError: where that does not succeed.
-        Interrupted: on Ctrl-C.
+            RunError: if the push fails.
+            Interrupted: on Ctrl-C.
         """
-        self._push(_Snapshot(self.folder, f"Training finished, {step} steps", step, self.minutes, False))
+        self._queue(_Snapshot(self.folder, f"Training finished, {step} steps", step, self.minutes, False))
         try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting is None and not self._under_way)
+            self.wait()
         except KeyboardInterrupt:
             raise Interrupted(
-                f"Stopped before the model was pushed. It is complete in {self.folder}; the same command pushes it."
+                f"Stopped before the model was pushed. It is complete in {self.folder}: the same command pushes it."
             ) from None
         shutil.rmtree(self.folder / PUSH_FOLDER, ignore_errors=True)
         if self.error is not None:
             raise RunError(
                 f"The model is complete in {self.folder}, but could not be pushed to {self.repository.name}: "
-                f"{explain(self.error)}. The same command tries again."
+                f"{explain(self.error)}. Run the same command to try again."
             )
 
-    def _push(self, snapshot: _Snapshot) -> None:
+    def wait(self) -> None:
+        """Wait until nothing is queued and no upload runs."""
         with self._changed:
-            if self._waiting is not None:
-                self._remove(self._waiting)
-            self._waiting = snapshot
+            self._changed.wait_for(lambda: self._queued is None and self not in _uploading)
+
+    def _queue(self, snapshot: _Snapshot) -> None:
+        with self._changed:
+            if self._queued is not None:
+                self._remove(self._queued)
+            self._queued = snapshot
             self._changed.notify_all()
         if self._thread is None:
-            # One that a process which ends does not wait for: what it does is done again at the next save.
+            # A daemon, so that a process that ends does not wait for it: the next save pushes again.
             self._thread = threading.Thread(target=self._work, name="push", daemon=True)
             self._thread.start()
 
     def _work(self) -> None:
-        disable_progress_bars()  # ours is the only one
+        disable_progress_bars()  # they would mix with that of training
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting is not None)
-                snapshot, self._waiting, self._under_way = self._waiting, None, True
+                self._changed.wait_for(lambda: self._queued is not None)
+                snapshot, self._queued = self._queued, None
+                _uploading.add(self)
             try:
                 self.error = self._attempt(snapshot)
-            except BaseException as error:  # whatever it is, nobody waits for ever
+            except BaseException as error:  # of any kind: `finish` must not wait for ever
                 self.error = error
             self._remove(snapshot)
             with self._changed:
-                self._under_way = False
+                _uploading.discard(self)
                 self._changed.notify_all()
 
     def _attempt(self, snapshot: _Snapshot) -> BaseException | None:
-        """Pushes, again after faults that may pass, until there is something newer to push."""
-        patience = Retry(f"push to {self.repository.name}", snapshot.minutes)
+        """Push, and retry transient errors until a newer snapshot is queued. Returns the error if the push failed."""
+        attempts = Retry(f"push to {self.repository.name}", snapshot.minutes)
         try:
             if snapshot.is_temporary:
                 self.complete(snapshot.folder, snapshot.step)
         except Exception as error:
-            self._tell_failure(snapshot.step, error)
+            self._report_failure(snapshot.step, error)
             return error
         while True:
             try:
@@ -137,24 +155,22 @@ class Publisher:
                 logger.info(f"Pushed step {snapshot.step} to {self.repository.url}, commit {commit[:12]}")
                 return None
             except Exception as error:
-                if not patience.wait(error):
+                if not attempts.wait(error):
                     if snapshot.is_temporary:
-                        self._tell_failure(snapshot.step, error)
+                        self._report_failure(snapshot.step, error)
                     return error
-                if self._waiting is not None:
+                if self._queued is not None:
                     return error
 
-    def _tell_failure(self, step: int, error: Exception, then: str = " The next save tries again.") -> None:
-        message = f"Step {step} was not pushed to {self.repository.name}: {explain(error)}. The run goes on.{then}"
-        logger.warning(message)
+    def _report_failure(self, step: int, error: Exception, advice: str = " The next save tries again.") -> None:
+        logger.warning(
+            f"Step {step} was not pushed to {self.repository.name}: {explain(error)}. Training continues.{advice}"
+        )
 
     @staticmethod
     def _remove(snapshot: _Snapshot) -> None:
         if snapshot.is_temporary:
             shutil.rmtree(snapshot.folder, ignore_errors=True)
-
-
-_publishers: list[Publisher] = []
 
 
 def _link(source: Path, target: Path) -> None:

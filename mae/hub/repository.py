@@ -1,9 +1,8 @@
 """
-Models on the Hub: a directory that a run has left is pushed as a repository, from Python, at the end of a run and, in
-the background, whenever the run saves.
+Model repositories on the Hub, and pushing the folder of a model to one.
 
-What goes there is what others can use: weights, configuration, code, processor, card, pictures, recipe and metrics. No
-optimizer, no checkpoints, no paths of this machine.
+A push uploads what others can use: weights, configuration, code, image processor, card, figures, recipe and metrics.
+It uploads no optimizer state, no checkpoints and no paths of this machine.
 """
 
 import logging
@@ -36,80 +35,83 @@ from mae.utils.retries import retry, status_of
 logger = logging.getLogger(__name__)
 
 
-_LOGS = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
-_PICTURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
-_FILES = (*MODEL_FILES, CARD_FILE, *_LOGS, RESULTS_FILE, CLASSES_FILE, *_PICTURES)
+LOG_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
+_FIGURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
+_PUSHED_FILES = (*MODEL_FILES, CARD_FILE, *LOG_FILES, RESULTS_FILE, CLASSES_FILE, *_FIGURES)
 # Flags of a recipe that may hold paths.
-_PATHS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path")
+_PATH_FLAGS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path")
 
 
 class Repository:
     """
-    A model repository that one may write to, and a branch of it. Made if it does not exist.
+    A branch of a model repository. The constructor checks only what can be checked here; [`Repository.create`] talks
+    to the Hub.
 
     Args:
-        repo_id: owner/name, or a name of the token's owner.
-        private: Whether it must be private; None: public, unless the owner's default is private.
-        revision: A branch, which is made if it does not exist; None for main.
-        retry_minutes: How long faults of the network are waited out.
+        repo_id: owner/name, or a name only: then the owner is the user of the token.
+        private: True if the repository must be private; None for the default of the owner.
+        revision: A branch; None for main.
+        retry_minutes: How long errors of the network are retried.
 
     Raises:
-        UserError: where one may not write there.
+        UserError: if the name is invalid, there is no token, or the Hub is switched off (HF_HUB_OFFLINE).
     """
 
     def __init__(
         self, repo_id: str, private: bool | None = None, revision: str | None = None, retry_minutes: float = 0
     ):
+        self.name = repo_id  # `create` adds the owner
+        self.private = private
         self.revision = revision
+        self.retry_minutes = retry_minutes
         self.api = HfApi(library_name="mae")
-        self._is_told = False  # that the card there is another's
+        self._card_is_reported = False
         check_name(repo_id)
         if constants.HF_HUB_OFFLINE:
-            raise UserError("--push_to_hub: HF_HUB_OFFLINE is set; unset it, or leave the flag out.")
+            raise UserError("--push_to_hub needs the Hub, but HF_HUB_OFFLINE is set. Unset it, or drop the flag.")
         if get_token() is None:
             raise UserError(
-                "--push_to_hub needs a token that may write: log in with `hf auth login`, or set HF_TOKEN."
+                "--push_to_hub needs a token with write access. Log in with `hf auth login`, or set HF_TOKEN."
             )
-        self.name = retry(f"--push_to_hub {repo_id}", retry_minutes, lambda: self._prepare(repo_id, private))
-
-    def _prepare(self, repo_id: str, private: bool | None) -> str:
-        try:
-            name = self.api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-            self.api.auth_check(name, write=True)
-            if private and not self.api.model_info(name).private:
-                raise UserError(
-                    f"{name} exists and is public, but --hub_private_repo asks for a private one: make it private in "
-                    "its settings, or name another one with --hub_model_id."
-                )
-            if self.revision is not None:
-                self.api.create_branch(name, branch=self.revision, exist_ok=True)
-        except HfHubHTTPError as error:
-            advice = {
-                401: "the token is not valid: log in with `hf auth login`, or set HF_TOKEN",
-                403: "the token may not write there: make one that may, or name another --hub_model_id",
-            }.get(status_of(error) or 0)
-            if advice is None:
-                raise
-            raise UserError(f"--push_to_hub {repo_id}: {advice} ({first_line(error)}).") from None
-        return name
 
     @property
     def url(self) -> str:
         branch = "" if self.revision is None else f"/tree/{self.revision}"
         return f"{constants.ENDPOINT}/{self.name}{branch}"
 
+    def create(self) -> None:
+        """
+        Create the repository and the branch, unless they exist.
+
+        Raises:
+            UserError: if the token may not write there, or an existing repository is public and must be private.
+        """
+        self.name = retry(f"--push_to_hub {self.name}", self.retry_minutes, self._create)
+
+    def _create(self) -> str:
+        name = self.api.create_repo(self.name, private=self.private, exist_ok=True).repo_id
+        self.api.auth_check(name, write=True)
+        if self.private and not self.api.model_info(name).private:
+            raise UserError(
+                f"{name} exists and is public, but --hub_private_repo asks for a private repository. Make it private "
+                "in its settings, or choose another name with --hub_model_id."
+            )
+        if self.revision is not None:
+            self.api.create_branch(name, branch=self.revision, exist_ok=True)
+        return name
+
     def push(self, folder: Path, message: str) -> str:
         """
-        Pushes a directory's files as one commit, which is not made where nothing has changed. A card that was edited
-        there is left as it is.
+        Push the files of a folder as one commit. There is no commit if nothing has changed. A card that somebody has
+        edited on the Hub is kept.
 
         Returns:
             The commit.
         """
         while True:
             head = self.api.model_info(self.name, revision=self.revision).sha
-            operations = [self._operation(folder, name) for name in _FILES if (folder / name).is_file()]
-            if not self._may_replace_card(head):
+            operations = [self._addition(folder, name) for name in _PUSHED_FILES if (folder / name).is_file()]
+            if self._has_edited_card(head):
                 operations = [operation for operation in operations if operation.path_in_repo != CARD_FILE]
             try:
                 commit = self.api.create_commit(
@@ -117,10 +119,10 @@ class Repository:
                 )
                 return commit.oid
             except HfHubHTTPError as error:
-                if status_of(error) != 412:  # another commit came in between, perhaps with a card
+                if status_of(error) != 412:  # somebody else has committed since, perhaps a card
                     raise
 
-    def _operation(self, folder: Path, name: str) -> CommitOperationAdd:
+    def _addition(self, folder: Path, name: str) -> CommitOperationAdd:
         content: str | bytes = str(folder / name)
         if name == CARD_FILE:
             content = with_name((folder / name).read_text(encoding="utf-8"), self.name, self.revision).encode()
@@ -128,34 +130,33 @@ class Repository:
             content = without_paths((folder / name).read_text(encoding="utf-8")).encode()
         return CommitOperationAdd(name, content)
 
-    def _may_replace_card(self, head: str) -> bool:
+    def _has_edited_card(self, commit: str) -> bool:
         try:
-            path = hf_hub_download(self.name, CARD_FILE, revision=head)
-        except LocalEntryNotFoundError:  # the Hub did not answer
+            path = hf_hub_download(self.name, CARD_FILE, revision=commit)
+        except LocalEntryNotFoundError:  # a subclass of EntryNotFoundError, but it means that the Hub did not answer
             raise
         except EntryNotFoundError:
-            return True
-        with open(path, encoding="utf-8", errors="replace") as file:
-            if is_generated(file.read()):
-                return True
-        if not self._is_told:
-            self._is_told = True
-            logger.info(f"The {CARD_FILE} of {self.name} is not one that was generated, and is left as it is.")
-        return False
+            return False
+        if is_generated(Path(path).read_text(encoding="utf-8", errors="replace")):
+            return False
+        if not self._card_is_reported:
+            self._card_is_reported = True
+            logger.info(f"The {CARD_FILE} of {self.name} has been edited, so it is not overwritten.")
+        return True
 
 
 def check_name(repo_id: str) -> None:
-    """A `UserError` for what no repository can be called."""
+    """Raise a `UserError` if no repository can have this name."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"--hub_model_id {repo_id!r} cannot be the name of a model: {first_line(error)}") from None
+        raise UserError(f"--hub_model_id {repo_id!r} is not a valid name of a model: {first_line(error)}") from None
 
 
 def without_paths(recipe: str) -> str:
-    """A recipe whose data and models on this machine are only called by the last part of their paths."""
+    """Shorten the paths in a recipe to their last part, because the rest describes this machine."""
     flags = yaml.safe_load(recipe)
-    for name in _PATHS:
+    for name in _PATH_FLAGS:
         value = flags.get(name)
         if isinstance(value, str) and (os.path.exists(os.path.expanduser(value)) or value.count(os.sep) > 1):
             flags[name] = Path(value).name
@@ -170,8 +171,8 @@ def push_to_hub(
     retry_minutes: float = 10,
 ) -> str:
     """
-    Pushes a directory that a finished run or the converter has left, or `save_pretrained`: the model and, where they
-    are there, card, pictures, recipe and metrics. Checkpoints are not pushed.
+    Push the output directory of a finished run, of the converter, or of `save_pretrained`: the model and, if there
+    are any, card, figures, recipe and metrics. Checkpoints are not pushed.
 
     Args:
         repo_id, private, revision, retry_minutes: As in [`Repository`].
@@ -180,11 +181,12 @@ def push_to_hub(
         The commit.
 
     Raises:
-        UserError: where the directory holds no model, one may not write there, or the Hub cannot be reached.
+        UserError: if the folder holds no model, the token may not write there, or the Hub is unreachable.
     """
     folder = Path(folder).expanduser()
     missing = [name for name in MODEL_FILES if not (folder / name).is_file()]
     if missing:
-        raise UserError(f"{folder} is not the directory of a model: it lacks {', '.join(missing)}.")
+        raise UserError(f"{folder} is not the folder of a saved model: {', '.join(missing)} missing.")
     repository = Repository(repo_id, private, revision, retry_minutes)
+    repository.create()
     return retry(f"push to {repository.name}", retry_minutes, lambda: repository.push(folder, "Upload model"))

@@ -303,7 +303,7 @@ def test_the_hub_is_busy_when_the_data_is_opened(parquet_on_the_hub, hub: Hub, c
     hub.fault("GET", r"/api/datasets/me/emoji", status=503, times=2)
     source, _ = open_dataset(name, retry_minutes=1)
     assert sum(source.group_sizes) == 90
-    assert capsys.readouterr().err.count("trying again in") == 2
+    assert capsys.readouterr().err.count("retrying in") == 2
     hub.fault("GET", r"/api/datasets/me/emoji", status=503, times=99)
     with pytest.raises(UserError, match="--dataset_name me/emoji cannot be opened: .*503") as error:
         open_dataset(name, retry_minutes=0.001)
@@ -323,7 +323,7 @@ def test_what_does_not_pass_is_told_at_once(status, parquet_on_the_hub, hub: Hub
     hub.fault("GET", r"/cdn/", status=status, times=99)
     with pytest.raises(DataError, match="train-0000.* cannot be read at row .*(hf auth login|ask for access)"):
         batches(source)
-    assert "trying again" not in capsys.readouterr().err
+    assert "retrying" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["parquet", "files"])
@@ -336,7 +336,7 @@ def test_drops_in_mid_read(kind, parquet_on_the_hub, files_on_the_hub, hub: Hub,
     stream = SampleStream(source, order, 8, stop=96, retry_minutes=1)
     hub.fault("GET", r"/cdn/.*", drop_after=500, times=14)
     assert_same(list(make_loader(stream, PreTrainingTransform(CONFIG))), expected)
-    assert 1 <= capsys.readouterr().err.count("; trying again in") <= 14 and not hub.faults[0].times
+    assert 1 <= capsys.readouterr().err.count("; retrying in") <= 14 and not hub.faults[0].times
 
 
 class FlakySource(BrokenSource):
@@ -417,4 +417,4 @@ def test_an_outage(seconds, tmp_path, emoji_bytes, hub: Hub, monkeypatch, capsys
     local = SampleStream(open_dataset(str(tmp_path))[0], order, 8, stop=order.epoch_length)
     assert [sample.image for sample in samples] == [sample.image for batch in local for sample in batch]
     # A line for each delay, and not one for each of 16 threads.
-    assert 1 <= capsys.readouterr().err.count("; trying again in") <= 8
+    assert 1 <= capsys.readouterr().err.count("; retrying in") <= 8

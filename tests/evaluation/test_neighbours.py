@@ -234,7 +234,7 @@ def test_neighbours_while_pre_training(data, tmp_path, parquet_folder):
     pictures = [Image.open(tmp_path / name / "loss_curve.png").size for name in ("plain", "watched")]
     assert pictures[1][1] > pictures[0][1]
     card = (tmp_path / "watched" / "README.md").read_text()
-    assert f"| Accuracy of 20 nearest neighbours, held-out images | {lines[-1]['eval_knn_accuracy']:.1%} |" in card
+    assert f"| Accuracy of 20 nearest neighbours, validation images | {lines[-1]['eval_knn_accuracy']:.1%} |" in card
     done = start("--model_name_or_path", tmp_path / "watched", "--pooling", "cls", script=KNN)
     assert f"accuracy {lines[-1]['eval_knn_accuracy']:.4g}," in done.stdout, done.stderr
     # Held-out images of the training ones, which are then no neighbours.
