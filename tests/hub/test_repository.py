@@ -1,4 +1,4 @@
-"""Repositories on the Hub: what is checked before a push, what a push uploads and keeps; models pushed by themselves."""
+"""Repositories on the Hub: checks before a push, what a push uploads and keeps, and models pushed by themselves."""
 
 import json
 import time

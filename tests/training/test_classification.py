@@ -424,7 +424,7 @@ def test_mistakes(flags, labelled, pretrained, tmp_path, emoji):
     refuse("--mixup_alpha -1", "--mixup_alpha", -1)
     refuse("there is no such column. Columns: image, label", "--label_column_name", "class")
     refuse("excludes --mixup_alpha", "--protocol", "linear", "--mixup_alpha", 0.5)
-    refuse("must be 2 or more", "--protocol", "linear", "--per_device_train_batch_size", 1)
+    refuse("--per_device_train_batch_size must be at least 2", "--protocol", "linear", "--per_device_train_batch_size", 1)
     refuse("--config_overrides num_labels: the data and --protocol says that", "--config_overrides", "num_labels=5")
     refuse("unknown argument --layerdecay. Did you mean --layer_decay?", "--layerdecay", 1)
     data = ["--dataset_name", labelled]
