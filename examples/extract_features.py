@@ -26,7 +26,7 @@ from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
 from mae.data.labels import read_labels
 from mae.data.subsets import origin_columns
-from mae.evaluation.features import compute_features
+from mae.evaluation.features import compute_features, log_skipped
 from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
 from mae.utils.files import UNFINISHED
@@ -73,6 +73,7 @@ def main() -> None:
             raise
         logger.info(f"Without labels: {error}")
     mapped = compute_features(encoder, source, accelerator, output.split, **arguments.encoding)
+    log_skipped(mapped)
     if not accelerator.is_main_process:
         return
     features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)

@@ -26,10 +26,11 @@ from mae.cli.parser import parse_arguments
 from mae.cli.report import ClassificationReport
 from mae.cli.run import run_training
 from mae.cli.script import run_script
-from mae.data.loader import default_num_workers
+from mae.data.loader import choose_num_workers
 from mae.evaluation.accuracy import AccuracyEvaluator
+from mae.evaluation.features_cache import FrozenFeatures
 from mae.training.accelerator import make_accelerator
-from mae.training.classification import Classification, FrozenFeatures, uses_frozen_features
+from mae.training.classification import Classification, uses_frozen_features
 from mae.training.schedule import fit_to_small_data
 from mae.training.setup import Training
 
@@ -53,20 +54,16 @@ def main() -> None:
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
 
+    loading = (
+        arguments.per_device_train_batch_size,
+        choose_num_workers(arguments.dataloader_num_workers, accelerator.device),
+        arguments.data_retry_minutes,
+    )
     features, validation_features = None, None
     if uses_frozen_features(recipe):
-        features = FrozenFeatures(model, source, "training", arguments, accelerator)
-        validation_features = FrozenFeatures(model, held_out, "validation", arguments, accelerator)
-    num_workers = arguments.dataloader_num_workers
-    accuracy = AccuracyEvaluator(
-        held_out,
-        held_out_labels,
-        arguments.eval_steps,
-        arguments.per_device_train_batch_size,
-        default_num_workers(accelerator.device) if num_workers is None else num_workers,
-        arguments.data_retry_minutes,
-        validation_features,
-    )
+        features = FrozenFeatures(model, source, accelerator, "training", *loading, arguments.tf32)
+        validation_features = FrozenFeatures(model, held_out, accelerator, "validation", *loading, arguments.tf32)
+    accuracy = AccuracyEvaluator(held_out, held_out_labels, arguments.eval_steps, *loading, validation_features)
     task = Classification(model, source, labels, recipe, arguments, features)
     training = Training(task, recipe, arguments, accelerator, [accuracy])
     report = ClassificationReport(training, len(labels.names), len(held_out_labels.values))

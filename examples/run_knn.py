@@ -20,7 +20,7 @@ from mae.cli.data import open_labelled
 from mae.cli.model import load_encoder
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
-from mae.evaluation.features import compute_features
+from mae.evaluation.features import compute_features, log_skipped
 from mae.evaluation.neighbours import knn_scores
 from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
@@ -60,6 +60,7 @@ def main() -> None:
     device, sides = accelerator.device, []
     for (source, labels), what in zip(splits, ("training", "held-out")):
         mapped = compute_features(encoder, source, accelerator, what, **arguments.encoding)
+        log_skipped(mapped)
         sides.append((mapped.outputs["features"].to(device), torch.from_numpy(labels.values[mapped.rows]).to(device)))
     (features, classes), (queries, wanted) = sides
     names, results = splits[0][1].names, []

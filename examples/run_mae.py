@@ -22,7 +22,7 @@ from mae.cli.parser import parse_arguments
 from mae.cli.report import PreTrainingReport
 from mae.cli.run import run_training
 from mae.cli.script import run_script
-from mae.data.loader import default_num_workers
+from mae.data.loader import choose_num_workers
 from mae.data.subsets import hold_out
 from mae.evaluation.evaluator import Evaluator
 from mae.evaluation.neighbours import make_neighbours
@@ -67,9 +67,7 @@ def main() -> None:
     )
     evaluators: list[Evaluator] = [reconstruction]
     if arguments.knn_epochs is not None:
-        num_workers = arguments.dataloader_num_workers
-        if num_workers is None:
-            num_workers = default_num_workers(accelerator.device)
+        num_workers = choose_num_workers(arguments.dataloader_num_workers, accelerator.device)
         column = arguments.label_column_name
         sizes = arguments.knn_epochs, recipe.seed, batch_size, num_workers, minutes
         evaluators.append(make_neighbours(source, held_out, *sizes, column))

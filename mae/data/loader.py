@@ -31,11 +31,13 @@ def ignore_in_workers(worker: int) -> None:
 MAX_WORKERS = 16
 
 
-def default_num_workers(device: torch.device) -> int:
+def choose_num_workers(num_workers: int | None, device: torch.device) -> int:
     """
-    Decoding processes of a training process: all cores but one for an accelerator. A CPU that trains is slower than
-    one of them decodes.
+    Number of DataLoader workers of a rank: as given or, by default, all of its cores but one for an accelerator, and
+    one for a CPU, which trains more slowly than one worker decodes.
     """
+    if num_workers is not None:
+        return num_workers
     return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 

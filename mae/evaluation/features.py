@@ -1,38 +1,69 @@
-"""Features of images by a frozen encoder, for what is not trained: nearest neighbours, files of features."""
+"""Features of images, computed by a frozen encoder."""
 
 import logging
-import os
-from pathlib import Path
+from collections.abc import Callable
 
-import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mae.data.loader import default_num_workers
+from mae.data.loader import choose_num_workers
 from mae.data.sources import Source
-from mae.evaluation.inference import Outputs, map_images
-from mae.utils.errors import RunError
+from mae.evaluation.inference import EvaluationBatches, Outputs, map_images
+from mae.utils.errors import DataError
 from modeling_mae import MAEModel
 
 
 logger = logging.getLogger(__name__)
 
+_SKIPPED_SHOWN = 5
+
 
 def encode(model: MAEModel, pixel_values: Tensor, pooling: str, layer: int | None = None) -> Tensor:
     """
-    Features of images, float32 of shape `(B, D)`.
+    Features of a batch of images, float32 of shape `(B, D)`.
 
     Args:
         pooling: "cls" for the cls token, "mean" for the mean of the patch tokens.
-        layer: The block after which they are taken, from 1, negative ones from the last; 0 is what enters the first.
-            Default: the encoder's output, after its final norm.
+        layer: The block after which features are taken: counted from 1, or from the last if negative. 0 is the input
+            of the first block, and None the encoder's output after its final norm.
     """
     outputs = model(pixel_values, output_hidden_states=layer is not None, return_dict=True)
     tokens = outputs.last_hidden_state if layer is None else outputs.hidden_states[layer]
     return (tokens[:, 0] if pooling == "cls" else tokens[:, 1:].mean(dim=1)).float()
+
+
+def encode_images(
+    encoder: MAEModel,
+    images: EvaluationBatches,
+    what: str,
+    pooling: str,
+    layer: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda count: None,
+) -> Outputs | None:
+    """
+    Features of all images, on all ranks: the entry "features" of the outputs. None if `should_stop` returned true.
+
+    The precision is that of the surrounding autocast, and the encoder must be in evaluation mode.
+
+    Args:
+        what: The kind of images, for the error.
+
+    Raises:
+        DataError: if no image can be read.
+    """
+    outputs = map_images(
+        lambda pixel_values, rows: {"features": encode(encoder, pixel_values, pooling, layer)},
+        images,
+        next(encoder.parameters()).device,
+        should_stop,
+        progress,
+    )
+    if outputs is not None and not len(outputs.rows):
+        reason = outputs.skipped[0][1] if outputs.skipped else "there are none"
+        raise DataError(f"None of the {images.num_images:,} {what} images can be read: {reason}.")
+    return outputs
 
 
 def compute_features(
@@ -45,56 +76,40 @@ def compute_features(
     batch_size: int = 64,
     num_workers: int | None = None,
     retry_minutes: float = 0,
-) -> Outputs:
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Outputs | None:
     """
-    Features of every image of a source, on all processes; images that cannot be read are told and left out.
+    Features of all images of a source with a progress bar, in the precision of the accelerator.
 
     Args:
-        what: The images, beside the bar.
+        what: The kind of images, for the progress bar and the error.
+        num_workers: DataLoader workers of each rank. None chooses them by the device.
 
     Raises:
-        RunError: where none can be read.
+        DataError: if no image can be read.
     """
-    bar = tqdm(
-        total=sum(source.group_sizes),
-        desc=f"features, {what}",
-        unit="image",
-        disable=not accelerator.is_main_process,
-    )
-    with bar, accelerator.autocast():
-        mapped = map_images(
-            lambda pixel_values, rows: {"features": encode(encoder, pixel_values, pooling, layer)},
-            source,
-            encoder.config,
-            accelerator.device,
-            batch_size,
-            default_num_workers(accelerator.device) if num_workers is None else num_workers,
-            retry_minutes,
-            show=bar.update,
-        )
-    for (file, row), reason in mapped.skipped[:5]:
+    num_workers = choose_num_workers(num_workers, accelerator.device)
+    images = EvaluationBatches(source, encoder.config, batch_size, num_workers, retry_minutes)
+    was_training = encoder.training
+    encoder.eval()
+    try:
+        with (
+            tqdm(
+                total=images.num_images,
+                desc=f"features, {what}",
+                unit="image",
+                disable=not accelerator.is_main_process,
+            ) as bar,
+            accelerator.autocast(),
+        ):
+            return encode_images(encoder, images, what, pooling, layer, should_stop, bar.update)
+    finally:
+        encoder.train(was_training)
+
+
+def log_skipped(outputs: Outputs) -> None:
+    """Log the first images that could not be read, and the number of the others."""
+    for (file, row), reason in outputs.skipped[:_SKIPPED_SHOWN]:
         logger.info(f"Skipped an unreadable image, {file} row {row}: {reason}")
-    if len(mapped.skipped) > 5:
-        logger.info(f"Skipped {len(mapped.skipped) - 5:,} more unreadable images")
-    if not len(mapped.rows):
-        raise RunError(f"None of the {what} images can be read.")
-    return mapped
-
-
-def _read_features(path: Path) -> Outputs | None:
-    try:
-        tensors = load_file(path)
-        return Outputs(tensors["rows"].numpy(), {"features": tensors["features"]})
-    except (OSError, SafetensorError, KeyError):  # not there, or damaged: as if it were not there
-        return None
-
-
-def _write_features(path: Path, mapped: Outputs) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {"rows": torch.from_numpy(mapped.rows), "features": mapped.outputs["features"]}
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        save_file(tensors, unfinished)
-        os.replace(unfinished, path)
-    except (OSError, SafetensorError) as error:  # a cache that cannot be written is no reason to stop
-        logger.info(f"Note: the features are not kept: {error}")
+    if len(outputs.skipped) > _SKIPPED_SHOWN:
+        logger.info(f"Skipped {len(outputs.skipped) - _SKIPPED_SHOWN:,} more unreadable images")

@@ -1,6 +1,6 @@
-"""Every image of a source through a model exactly once, over all processes; and the features of images."""
+"""Apply a function to every image of a source exactly once, over all ranks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configuration_mae import MAEConfig
 from mae.data.batch import Batch
-from mae.data.loader import make_loader, worker_failure
+from mae.data.loader import batches, make_loader
 from mae.data.normalization import normalize
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
@@ -20,19 +20,18 @@ from mae.data.subsets import take_rows
 from mae.data.transforms import EvaluationTransform
 
 
-# Rows that are read as one.
-_WINDOW = 256
+_ROWS_PER_READ = 256
 
 
 @dataclass
 class Outputs:
     """
-    What a function gave for the images of a source.
+    Outputs of a function for the images of a source.
 
     Args:
-        rows: Of the images that could be read, over all groups of the source, ascending: int64 of shape (n,).
+        rows: Numbers of the readable images, over all groups of the source, ascending: int64 of shape (n,).
         outputs: Name -> tensor of shape (n, ...), on the CPU.
-        skipped: (origin, reason) of the others.
+        skipped: (origin, reason) of each image that could not be read.
     """
 
     rows: np.ndarray
@@ -40,77 +39,125 @@ class Outputs:
     skipped: list[tuple[tuple[str, int], str]] = field(default_factory=list)
 
 
+class EvaluationBatches:
+    """
+    Batches of this rank's share of the images of a source, prepared by the model's image processor.
+
+    Each image is in one batch of one rank. All ranks have equally many batches: a rank with a smaller share ends with
+    blank ones.
+
+    Args:
+        batch_size: Images of one batch of one rank.
+        num_workers: DataLoader workers of each rank.
+        retry_minutes: Minutes for which a source that cannot be read is retried.
+    """
+
+    def __init__(
+        self, source: Source, config: MAEConfig, batch_size: int, num_workers: int = 0, retry_minutes: float = 0
+    ):
+        self.source = source
+        self.config = config
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.retry_minutes = retry_minutes
+        self.num_images = sum(source.group_sizes)
+        state = PartialState()
+        bounds = [self.num_images * rank // state.num_processes for rank in range(state.num_processes + 1)]
+        self.first, self.last = bounds[state.process_index : state.process_index + 2]
+        self.largest_share = max(end - start for start, end in zip(bounds, bounds[1:]))
+
+    def __len__(self) -> int:
+        return -(-self.largest_share // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        transform, num_left = EvaluationTransform(self.config), len(self)
+        if self.last > self.first:
+            loader = make_loader(self._stream(), transform, self.num_workers)
+            for batch in batches(loader):
+                # A share is a run of rows that counts from 0.
+                batch.rows = [self.first + row for row in batch.rows]
+                num_left -= 1
+                yield batch
+        for _ in range(num_left):
+            yield transform.collate([])
+
+    def _stream(self) -> SampleStream:
+        source, size = self.source, self.last - self.first
+        if size < self.num_images:
+            source = take_rows(source, np.arange(self.first, self.last))
+        order = SampleOrder(source.group_sizes, seed=0, lanes=1, shuffle_buffer_size=_ROWS_PER_READ)
+        return SampleStream(source, order, self.batch_size, stop=size, retry_minutes=self.retry_minutes)
+
+
+class _Gatherer:
+    """Outputs of all ranks, filled in batch by batch."""
+
+    def __init__(self, num_images: int, batch_size: int):
+        self.batch_size = batch_size
+        self.seen = torch.zeros(num_images, dtype=torch.bool)
+        self.outputs: dict[str, Tensor] = {}
+
+    def add(self, rows: Tensor, outputs: dict[str, Tensor]) -> int:
+        """Add a batch of each rank, and return the number of images of all of them."""
+        all_rows = self._gather(rows, fill=-1)
+        is_image = all_rows >= 0
+        all_rows = all_rows[is_image]
+        self.seen[all_rows] = True
+        for name, value in outputs.items():
+            gathered = self._gather(value[: len(rows)], fill=0)
+            if name not in self.outputs:
+                self.outputs[name] = torch.zeros(len(self.seen), *gathered.shape[1:], dtype=gathered.dtype)
+            self.outputs[name][all_rows] = gathered[is_image]
+        return len(all_rows)
+
+    def _gather(self, values: Tensor, fill: int) -> Tensor:
+        """Values of all ranks, those of each one padded to the size of a batch."""
+        padded = values.new_full((self.batch_size, *values.shape[1:]), fill)
+        padded[: len(values)] = values
+        return gather(padded).cpu()
+
+    def finish(self, skipped: list[tuple[tuple[str, int], str]]) -> Outputs:
+        if PartialState().num_processes > 1:
+            skipped = gather_object(skipped)
+        outputs = self.outputs
+        if not self.seen.all():
+            outputs = {name: value[self.seen] for name, value in outputs.items()}
+        return Outputs(self.seen.nonzero().flatten().numpy(), outputs, skipped)
+
+
 @torch.no_grad()
 def map_images(
     function: Callable[[Tensor, np.ndarray], dict[str, Tensor]],
-    source: Source,
-    config: MAEConfig,
+    images: EvaluationBatches,
     device: torch.device,
-    batch_size: int,
-    num_workers: int = 0,
-    retry_minutes: float = 0,
-    is_stopped: Callable[[], bool] = lambda: False,
-    show: Callable[[int], object] = lambda count: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> Outputs | None:
     """
-    Applies a function to every image exactly once: each process takes its share, none is padded with images that
-    count twice, and the result is the same on all. Every process must call; each calls the function as often as the
-    others, because a sharded model needs all of them.
+    Apply a function to every image exactly once, and return the same result on all ranks.
+
+    Every rank must call this. Each rank calls the function equally often, because a sharded model needs all ranks,
+    with a blank image of row 0 if it has no image left.
 
     Args:
-        function: Takes normalised images `(B, C, H, W)` on the device, as the model's processor makes them, and their
-            rows; gives tensors whose first dimension is B.
-        is_stopped: Asked before each batch, in every process alike.
-        show: Told how many images were done since the last time, by all processes.
+        function: Takes normalised images `(B, C, H, W)` on the device and their rows. Returns tensors whose first
+            dimension is B.
+        should_stop: Called before each batch, on every rank.
+        progress: Called after each batch with its number of images over all ranks.
 
     Returns:
-        None where it was stopped.
+        None if `should_stop` returned true.
     """
-    state = PartialState()
-    num_processes, total = state.num_processes, sum(source.group_sizes)
-    bounds = [total * rank // num_processes for rank in range(num_processes + 1)]
-    first, last = bounds[state.process_index], bounds[state.process_index + 1]
-    examples = EvaluationTransform(config)
-    batches = iter(())
-    if last > first:
-        share = source if num_processes == 1 else take_rows(source, np.arange(first, last))
-        order = SampleOrder(share.group_sizes, seed=0, lanes=1, shuffle_buffer_size=_WINDOW)
-        stream = SampleStream(share, order, batch_size, stop=last - first, retry_minutes=retry_minutes)
-        batches = iter(make_loader(stream, examples, num_workers))
-    largest = max(end - start for start, end in zip(bounds, bounds[1:]))
-
-    seen = torch.zeros(total, dtype=torch.bool)
-    results: dict[str, Tensor] = {}
-    skipped: list[tuple[tuple[str, int], str]] = []
-    for _ in range(-(-largest // batch_size)):
-        if is_stopped():
+    gatherer = _Gatherer(images.num_images, images.batch_size)
+    skipped = []
+    remaining = iter(images)
+    for _ in range(len(images)):
+        if should_stop():
             return None
-        try:
-            batch: Batch = next(batches, None) or examples.collate([])
-        except (OSError, EOFError) as error:
-            if not num_workers:
-                raise
-            raise worker_failure(error) from error  # half of a batch was sent
+        batch = next(remaining)
         skipped += batch.skipped
-        # A share is a run of rows, and so its own numbers go on from its first.
-        rows = np.asarray(batch.rows, dtype=np.int64) + first
-        pixel_values = normalize(batch.pixel_values.to(device, non_blocking=True), config)
+        pixel_values = normalize(batch.pixel_values.to(device, non_blocking=True), images.config)
+        rows = np.asarray(batch.rows, dtype=np.int64)
         outputs = function(pixel_values, rows if len(rows) else np.zeros(1, dtype=np.int64))
-        padded = torch.full((batch_size,), -1, device=device)
-        padded[: len(rows)] = torch.from_numpy(rows).to(device)
-        padded = gather(padded).cpu()
-        good = padded >= 0
-        seen[padded[good]] = True
-        for name, value in outputs.items():
-            filled = value.new_zeros(batch_size, *value.shape[1:])
-            filled[: len(rows)] = value[: len(rows)]
-            filled = gather(filled).cpu()
-            if name not in results:
-                results[name] = torch.zeros(total, *filled.shape[1:], dtype=filled.dtype)
-            results[name][padded[good]] = filled[good]
-        show(int(good.sum()))
-    if num_processes > 1:
-        skipped = gather_object(skipped)
-    if not seen.all():
-        results = {name: value[seen] for name, value in results.items()}
-    return Outputs(seen.nonzero().flatten().numpy(), results, skipped)
+        progress(gatherer.add(torch.from_numpy(rows).to(device), outputs))
+    return gatherer.finish(skipped)

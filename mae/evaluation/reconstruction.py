@@ -1,18 +1,19 @@
 """Reconstruction loss and pictures of fixed images with fixed masks."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import torch
-from torchvision.transforms import InterpolationMode, v2
+from torch import Tensor
 
-from configuration_mae import MAEConfig, to_pair
-from mae.data.decoding import decode_image
+from configuration_mae import MAEConfig
+from mae.data.decoding import EncodedImage
 from mae.data.normalization import normalize
 from mae.data.sources import Source
+from mae.data.transforms import EvaluationTransform
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
 from mae.evaluation.visualization import save_reconstruction
 from mae.utils.distributed import is_main_process, on_main_process
@@ -23,6 +24,10 @@ from mae.utils.retries import retry
 from modeling_mae import MAEForPreTraining
 
 
+# Groups that images are taken from, if there are as many: the first rows of a group are read quickly.
+_NUM_GROUPS = 16
+
+
 def picture_path(folder: Path, step: int) -> Path:
     """Path of the picture of a step, in a run's output directory."""
     return folder / PICTURES_FOLDER / f"step-{step:07}.png"
@@ -30,23 +35,25 @@ def picture_path(folder: Path, step: int) -> Path:
 
 class ReconstructionEvaluator:
     """
-    The loss on fixed images, with masks drawn once, and pictures of the first of them.
+    The loss on fixed images with masks that are drawn once, and pictures of the first images.
 
     Args:
-        load: Gives them, uint8 of shape (B, C, H, W). The main process calls it, for all.
-        batch_size: How many of them a forward pass takes.
-        title: What they are.
+        load: Loads the images, uint8 of shape (B, C, H, W). Rank 0 calls it, and sends them to the other ranks.
+        every_steps: Optimizer steps between two evaluations.
+        batch_size: Images of one forward pass.
+        title: Title of the pictures.
+        seed: Seed of the masks.
     """
 
     NUM_PICTURES = 12
     every_epochs = None
 
-    def __init__(self, load: Callable[[], torch.Tensor], every_steps: int, batch_size: int, title: str, seed: int = 0):
+    def __init__(self, load: Callable[[], Tensor], every_steps: int, batch_size: int, title: str, seed: int = 0):
         self.every_steps = every_steps
         self.batch_size = batch_size
         self.title = title
         self.seed = seed
-        # All of them everywhere: a process's share of a sharded model is of no use alone.
+        # All images on every rank, because a rank's part of a sharded model cannot run alone.
         self.images = on_main_process(load)
 
     def __call__(self, model: MAEForPreTraining, context: EvaluationContext) -> Evaluation | None:
@@ -59,61 +66,60 @@ class ReconstructionEvaluator:
                 return None
             outputs = model(normalize(images.to(device), config), noise=some_noise.to(device))
             total += outputs.loss * len(images)
-        pixel_values = normalize(self.images[: self.NUM_PICTURES].to(device), config)
-        outputs = model.reconstruct(pixel_values, noise=noise[: self.NUM_PICTURES].to(device))
         path = picture_path(context.folder, context.step)
-        if is_main_process():
-            path.parent.mkdir(exist_ok=True)
-            title = f"{self.title} after {context.epoch:.1f} epochs"
-            if config.norm_pix_loss:
-                title += " (mean and contrast of each patch are the true ones)"
-            save_reconstruction(model, pixel_values, outputs, path, title)
+        self._draw(model, noise[: self.NUM_PICTURES].to(device), path, context.epoch)
         return Evaluation({"eval_loss": total.item() / len(self.images), "reconstruction": path})
 
+    def _draw(self, model: MAEForPreTraining, noise: Tensor, path: Path, epoch: float) -> None:
+        """Draw the first images. Every rank must call this, but only rank 0 writes."""
+        pixel_values = normalize(self.images[: self.NUM_PICTURES].to(noise.device), model.config)
+        outputs = model.reconstruct(pixel_values, noise=noise)
+        if is_main_process():
+            path.parent.mkdir(exist_ok=True)
+            title = f"{self.title} after {epoch:.1f} epochs"
+            if model.config.norm_pix_loss:
+                title += " (mean and contrast of each patch are those of the original)"
+            save_reconstruction(model, pixel_values, outputs, path, title)
 
-# Of how many groups images for evaluation are taken at least, where there are as many: what lies before a row in its
-# group is read too.
-_EVALUATION_GROUPS = 16
+
+def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, retry_minutes: float = 0) -> Tensor:
+    """
+    Load up to `count` images of a source as the model's image processor prepares them, uint8 of shape (count, C, H,
+    W). They are always the same: the first readable rows of some groups, taken from these in turn.
+
+    Raises:
+        UserError: if no image can be read.
+    """
+    transform = EvaluationTransform(config)
+    images, num_tried, reason = [], 0, ""
+    for data in itertools.islice(_rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
+        num_tried += 1
+        try:
+            image = EncodedImage(data, config.num_channels)
+            images.append(transform.prepare(image))
+        except Exception as error:  # training names unreadable images
+            reason = f"{type(error).__name__}: {first_line(error)}"
+        if len(images) == count:
+            break
+    if not images:
+        raise UserError(f"None of the first {num_tried} images can be read ({reason}), so there is none to evaluate.")
+    return torch.stack(images)
+
+
+def _rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: float) -> Iterator[bytes | str]:
+    """Rows of groups in a fixed random order: one of each group in turn, from several groups at once."""
+    groups = permutation(len(source.group_sizes), seed, "evaluation")
+    groups = [int(group) for group in groups if source.group_sizes[group]]
+    at_once = min(len(groups), _NUM_GROUPS)
+    per_group = -(-count // at_once)
+    with ThreadPoolExecutor(source.num_readers) as pool:
+        for start in range(0, len(groups), at_once):
+            read = partial(_read_rows, source, retry_minutes, count=per_group)
+            rows = pool.map(read, groups[start : start + at_once])
+            yield from (row for turn in itertools.zip_longest(*rows) for row in turn if row is not None)
 
 
 def _read_rows(source: Source, retry_minutes: float, group: int, count: int) -> list[bytes | str]:
-    """The first rows of a group."""
+    """Read the first rows of a group."""
     what = f"Reading {source.origin(group, 0)[0]}"
     return retry(what, retry_minutes, lambda: list(itertools.islice(source.read(group, 0), count)))
-
-
-def load_images(
-    source: Source, config: MAEConfig, count: int, seed: int = 0, retry_minutes: float = 0
-) -> torch.Tensor:
-    """
-    Up to `count` images of a source for evaluation, always the same ones: uint8 of shape (count, C, H, W). For square
-    models the shorter side is resized and the centre cropped; rectangular ones get an exact resize. They are the first
-    rows of some groups, taken from these in turn.
-    """
-    height, width = to_pair(config.image_size)
-    resize = v2.Resize(
-        [height] if height == width else [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True
-    )
-    transform = v2.Compose([resize, v2.CenterCrop([height, width])])
-    groups = permutation(len(source.group_sizes), seed, "evaluation")
-    groups = [int(group) for group in groups if source.group_sizes[group]]
-    at_once = min(len(groups), _EVALUATION_GROUPS)
-    per_group = -(-count // at_once)
-    images, tried, reason = [], 0, ""
-    with ThreadPoolExecutor(source.num_readers) as pool:
-        for start in range(0, len(groups), at_once):
-            some = groups[start : start + at_once]
-            rows = pool.map(partial(_read_rows, source, retry_minutes, count=per_group), some)
-            for data in [row for turn in itertools.zip_longest(*rows) for row in turn if row is not None]:
-                tried += 1
-                try:
-                    images.append(transform(decode_image(data, config.num_channels)))
-                except Exception as error:  # an unreadable image is told of where it matters, in training
-                    reason = f"{type(error).__name__}: {first_line(error)}"
-                if len(images) == count:
-                    return torch.stack(images)
-            if tried > 10 * count:
-                break
-    if not images:
-        raise UserError(f"None of {tried} images tried for evaluation can be read ({reason}).")
-    return torch.stack(images)

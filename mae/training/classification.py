@@ -3,35 +3,28 @@ Image classification on an encoder (Section 4.3 and Appendix A.1), as a task: fi
 linear probe on frozen features.
 """
 
-import json
 import logging
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
-from tqdm import tqdm
 
-from configuration_mae import CONFIG_FIELDS
 from mae.arguments.recipes import ClassificationRecipe
 from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
 from mae.data.labels import Labels
-from mae.data.loader import default_num_workers
 from mae.data.normalization import normalize
 from mae.data.sources import Source
 from mae.data.transforms import ClassificationTransform, SampleDataset, seeded
-from mae.evaluation.features import _read_features, _write_features, encode
-from mae.evaluation.inference import Outputs, map_images
+from mae.evaluation.features_cache import FrozenFeatures
+from mae.evaluation.inference import Outputs
 from mae.training.optimization import LARS, make_optimizer, parameter_groups
-from mae.utils.errors import DataError, UserError
-from mae.utils.hashing import hash_key, hash_weights
+from mae.utils.errors import UserError
+from mae.utils.hashing import hash_key
 from modeling_mae import MAEForImageClassification, MAEModelOutput
 
 
@@ -58,76 +51,6 @@ def freeze_encoder(model: MAEForImageClassification, num_trainable_blocks: float
         trained = list(model.mae.blocks[depth - int(num_trainable_blocks) :])
     for module in [*trained, model.mae.norm] if trained else []:
         module.requires_grad_(True)
-
-
-class FrozenFeatures:
-    """
-    Features of all images of a source by a frozen encoder, computed on first use or read from the cache.
-
-    Args:
-        name: Name of the images, for messages.
-    """
-
-    def __init__(
-        self,
-        model: MAEForImageClassification,
-        source: Source,
-        name: str,
-        arguments: RunArguments,
-        accelerator: Accelerator,
-    ):
-        if accelerator.is_fsdp2:
-            raise UserError("--augmentation none does not work with FSDP. A classifier is small: use DDP.")
-        self.model = model
-        self.source = source
-        self.name = name
-        self.arguments = arguments
-        self.accelerator = accelerator
-        self.outputs: Outputs | None = None
-
-    def __call__(self, should_stop: Callable[[], bool]) -> Outputs | None:
-        """The features; None if the run was asked to stop meanwhile. A collective."""
-        if self.outputs is None:
-            self.outputs = self._compute(should_stop)
-        return self.outputs
-
-    def _compute(self, should_stop: Callable[[], bool]) -> Outputs | None:
-        config, accelerator, source, name = self.model.config, self.accelerator, self.source, self.name
-        own = {name: getattr(config, name) for name in CONFIG_FIELDS}
-        own |= {"encoder": hash_weights(self.model.mae), "data": source.fingerprint, "tf32": self.arguments.tf32}
-        key = hash_key("features", json.dumps(own, sort_keys=True), accelerator.mixed_precision, size=16).hex()
-        path = Path(datasets.config.HF_DATASETS_CACHE) / "features" / f"{key}.safetensors"
-        kept = _read_features(path)
-        # All of them compute what one machine lacks.
-        is_there = torch.tensor(int(kept is not None), device=accelerator.device)
-        if int(accelerator.reduce(is_there, "sum")) == accelerator.num_processes:
-            logger.info(f"Features of the {len(kept.rows):,} {name} images: computed before, {path}")
-            return kept
-        was_training = self.model.training
-        self.model.eval()
-        total = sum(source.group_sizes)
-        num_workers = self.arguments.dataloader_num_workers
-        with (
-            tqdm(total=total, desc=f"features, {name}", unit="image", disable=not accelerator.is_main_process) as bar,
-            accelerator.autocast(),
-        ):
-            mapped = map_images(
-                lambda pixel_values, rows: {"features": encode(self.model.mae, pixel_values, config.pooling)},
-                source,
-                config,
-                accelerator.device,
-                self.arguments.per_device_train_batch_size,
-                default_num_workers(accelerator.device) if num_workers is None else num_workers,
-                self.arguments.data_retry_minutes,
-                should_stop,
-                bar.update,
-            )
-        self.model.train(was_training)
-        if mapped is not None and not len(mapped.rows):
-            raise DataError(f"None of the {total:,} {name} images can be read: {mapped.skipped[0][1]}.")
-        if mapped is not None and PartialState().is_local_main_process and not mapped.skipped:
-            _write_features(path, mapped)
-        return mapped
 
 
 _NAMES = {"finetune": "fine-tuning", "linear": "linear probe", "partial": "partial fine-tuning"}

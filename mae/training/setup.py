@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from mae.arguments.recipes import Recipe
 from mae.arguments.run import RunArguments
-from mae.data.loader import default_num_workers, make_loader
+from mae.data.loader import choose_num_workers, make_loader
 from mae.data.order import SampleOrder
 from mae.data.stream import SampleStream
 from mae.data.transforms import SampleDataset
@@ -60,9 +60,7 @@ class Training:
         self.evaluators = tuple(evaluators)
         # The contents, before training changes them, because a folder can have any name.
         self.initial_weights = hash_weights(task.model) if recipe.model_name_or_path is not None else None
-        self.num_workers = arguments.dataloader_num_workers
-        if self.num_workers is None:
-            self.num_workers = default_num_workers(accelerator.device)
+        self.num_workers = choose_num_workers(arguments.dataloader_num_workers, accelerator.device)
         sizes = task.source.group_sizes
         self.order = SampleOrder(sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
         self.schedule = Schedule.of(recipe, self._batch_size(), self.order.epoch_length, task.min_learning_rate)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoImageProcessor
 
-import mae.evaluation.accuracy
+import mae.evaluation.neighbours
 from mae.evaluation.metrics import average_precision, confusion_matrix
 from mae.evaluation.neighbours import knn_scores
 from modeling_mae import MAEModel
@@ -39,7 +39,7 @@ def plain_knn(features, labels, queries, num_classes, k, temperature):
 )
 def test_neighbours(k, temperature, similarities, monkeypatch):
     """Also where only some of the similarities fit into memory, and with fewer images than neighbours."""
-    monkeypatch.setattr(mae.evaluation.accuracy, "_SIMILARITIES", similarities)
+    monkeypatch.setattr(mae.evaluation.neighbours, "_MAX_SIMILARITIES", similarities)
     generator = torch.Generator().manual_seed(0)
     features, queries = torch.randn(60, 8, generator=generator), torch.randn(17, 8, generator=generator) * 5
     labels = torch.randint(0, 4, (60,), generator=generator)
@@ -64,7 +64,7 @@ def test_neighbours_in_half_precision():
 
 def test_memory_of_neighbours_is_bounded(monkeypatch):
     """No matrix of similarities is larger than said, whatever the number of images."""
-    monkeypatch.setattr(mae.evaluation.accuracy, "_SIMILARITIES", 2**16)
+    monkeypatch.setattr(mae.evaluation.neighbours, "_MAX_SIMILARITIES", 2**16)
     sizes, topk = [], torch.Tensor.topk
     monkeypatch.setattr(
         torch.Tensor, "topk", lambda self, *args, **kwargs: sizes.append(self.numel()) or topk(self, *args, **kwargs)
@@ -91,10 +91,9 @@ def test_metrics():
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    from test_classification import SIZES
-
     from configuration_mae import MAEConfig
     from modeling_mae import MAEForPreTraining
+    from tests.training.test_classification import SIZES
 
     folder = tmp_path_factory.mktemp("pretrained") / "model"
     torch.manual_seed(0)

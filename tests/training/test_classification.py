@@ -32,7 +32,7 @@ from mae.data.opening import open_dataset
 from mae.data.stream import Sample
 from mae.data.transforms import ClassificationTransform
 from mae.evaluation.accuracy import AccuracyEvaluator
-from mae.evaluation.inference import map_images
+from mae.evaluation.inference import EvaluationBatches, map_images
 from mae.training.classification import Classification
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, make_image_processor
 from tests.support.data import EMOJI, ROOT
@@ -126,7 +126,10 @@ def test_fine_tuning(finetuned):
     assert list(config["id2label"].values()) == NAMES and config["label2id"]["Flags"] == 2
     assert config["problem_type"] == "single_label_classification"
     count = sum(tensor.numel() for tensor in load_file(output_dir / "model.safetensors").values())
-    assert f"Fine-tuning of {count:,} of {count:,} parameters on 100 images of 9 classes, 37 held out" in done.stdout
+    assert (
+        f"Fine-tuning of {count:,} of {count:,} parameters on 100 images of 9 classes, 37 validation images"
+        in done.stdout
+    )
     for name in ("loss_curve.png", "confusion_matrix.png"):
         picture = np.array(Image.open(output_dir / name).convert("RGB"))
         assert min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 20
@@ -311,10 +314,8 @@ def test_two_processes_report_the_saved_probe(augmentation, flags, labelled, tmp
         model = MAEForImageClassification.from_pretrained(tmp_path / name).eval()
         mapped = map_images(
             lambda pixel_values, rows, model=model: {"logits": model(pixel_values).logits},
-            source,
-            model.config,
+            EvaluationBatches(source, model.config, batch_size=16),
             torch.device("cpu"),
-            batch_size=16,
         )
         loss = torch.nn.functional.cross_entropy(mapped.outputs["logits"], labels).item()
         assert evaluations(tmp_path / name)[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
@@ -424,7 +425,9 @@ def test_mistakes(flags, labelled, pretrained, tmp_path, emoji):
     refuse("--mixup_alpha -1", "--mixup_alpha", -1)
     refuse("there is no such column. Columns: image, label", "--label_column_name", "class")
     refuse("excludes --mixup_alpha", "--protocol", "linear", "--mixup_alpha", 0.5)
-    refuse("--per_device_train_batch_size must be at least 2", "--protocol", "linear", "--per_device_train_batch_size", 1)
+    refuse(
+        "--per_device_train_batch_size must be at least 2", "--protocol", "linear", "--per_device_train_batch_size", 1
+    )
     refuse("--config_overrides num_labels: the data and --protocol says that", "--config_overrides", "num_labels=5")
     refuse("unknown argument --layerdecay. Did you mean --layer_decay?", "--layerdecay", 1)
     data = ["--dataset_name", labelled]
@@ -676,9 +679,8 @@ def test_evaluator_of_the_saved_model(finetuned, labelled):
     output_dir, _ = finetuned
     _, source = open_dataset(str(labelled))
     model = MAEForImageClassification.from_pretrained(output_dir).eval()
-    mapped = map_images(
-        lambda pixel_values, rows: {"logits": model(pixel_values).logits}, source, model.config, torch.device("cpu"), 5
-    )
+    images = EvaluationBatches(source, model.config, batch_size=5)
+    mapped = map_images(lambda pixel_values, rows: {"logits": model(pixel_values).logits}, images, torch.device("cpu"))
     assert mapped.rows.tolist() == list(range(37)) and mapped.outputs["logits"].shape == (37, 9)
     answers = mapped.outputs["logits"].argmax(dim=1)
     assert [NAMES[answer] for answer in answers] == [
