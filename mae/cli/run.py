@@ -8,7 +8,7 @@ import torch
 
 from mae.arguments.run import RunArguments
 from mae.cli.data import short_data_name
-from mae.conversion.weights import hub_name
+from mae.conversion.hub_files import hub_name
 from mae.hub.cards import RunFacts, write_card
 from mae.hub.publisher import Publisher
 from mae.hub.repository import Repository

@@ -1,0 +1,170 @@
+"""Models on the Hub, its faults, and the local cache."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors.torch import load_file
+
+from mae.conversion.loading import load_checkpoint
+from mae.conversion.weights import read_weights
+from mae.utils.errors import UserError
+from tests.support.data import ROOT
+from tests.support.fake_hub import READ_TOKEN, Hub
+from tests.support.models import assert_same_state, make_model_of_kind, make_vit_mae
+
+
+@pytest.fixture(scope="module")
+def on_the_hub(tmp_path_factory):
+    """A ViTMAE as on the Hub, in several forms; the folder that it was uploaded from."""
+    folder = tmp_path_factory.mktemp("vit_mae")
+    make_vit_mae().save_pretrained(folder / "whole")
+    make_vit_mae().save_pretrained(folder / "parts", max_shard_size="20KB")
+    (folder / "torch").mkdir()
+    torch.save(load_file(folder / "whole" / "model.safetensors"), folder / "torch" / "pytorch_model.bin")
+    (folder / "torch" / "config.json").write_text((folder / "whole" / "config.json").read_text())
+    (folder / "nothing").mkdir()
+    (folder / "nothing" / "config.json").write_text("{}")
+    api = HfApi()
+    for name in ("whole", "parts", "torch", "nothing"):
+        api.create_repo(f"me/{name}", private=name == "parts")
+        api.upload_folder(folder_path=folder / name, repo_id=f"me/{name}")
+    api.create_tag("me/whole", tag="v1")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id="me/whole")
+    return folder
+
+
+@pytest.mark.parametrize("name, revision", [("whole", "v1"), ("parts", None), ("torch", None)])
+def test_model_on_the_hub_loads(name, revision, on_the_hub):
+    model, report = load_checkpoint(f"me/{name}", revision=revision, allow_pickle=name == "torch")
+    assert_same_state(model, load_checkpoint(on_the_hub / "whole")[0])
+    assert report.source.startswith(f"me/{name} at ") and report.layout == "vit_mae"
+    assert report.revision == HfApi().model_info(f"me/{name}", revision=revision).sha
+
+
+def test_pickles_of_the_hub_are_not_even_downloaded(on_the_hub, hub: Hub):
+    with pytest.raises(UserError, match=r"lacks config.json or weights \(model.safetensors.*--allow_pickle"):
+        load_checkpoint("me/torch")
+    assert not [request for request in hub.requests if ".bin" in request.path]
+
+
+def test_a_passing_fault_is_retried(on_the_hub, hub: Hub, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("mae.utils.retries.FIRST_DELAY", 0.01)
+    hub.fault("GET", r"/cdn/", status=503, times=2)
+    load_checkpoint("me/whole", revision="v1", retry_minutes=1)
+    assert "503" in caplog.text
+
+
+def test_all_files_are_of_one_commit(hub: Hub):
+    model = make_model_of_kind("pretraining")
+    model.push_to_hub("me/ours")
+    hub.requests.clear()
+    loaded, report = load_checkpoint("me/ours", image_size=48)
+    files = [request.path.split("/resolve/")[1] for request in hub.requests if "/resolve/" in request.path]
+    assert report.layout == "mae" and loaded.config.image_size == 48
+    assert_same_state(loaded, type(model).from_pretrained("me/ours", image_size=48))
+    # All but the first file by the commit that it came from, whatever is pushed in between.
+    sha = HfApi().model_info("me/ours").sha
+    revisions = {path.split("/", 1)[1]: path.split("/")[0] for path in files if not path.startswith("main/config")}
+    assert revisions["model.safetensors"] == revisions["preprocessor_config.json"] == sha
+    assert {path.split("/")[0] for path in files if not path.endswith("config.json")} == {sha}
+
+
+def upload(name, folder):
+    HfApi().create_repo(f"me/{name}", exist_ok=True)
+    HfApi().upload_folder(folder_path=folder, repo_id=f"me/{name}")
+
+
+def test_a_file_that_the_hub_does_not_give_now_is_not_taken_as_missing(hub: Hub, tmp_path, monkeypatch):
+    """Neither other weights nor other means in its place."""
+    make_vit_mae().save_pretrained(tmp_path)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    upload("now-and-then", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client, between five attempts of its own
+    for file in ("model.safetensors", "preprocessor_config.json"):
+        hub.fault("HEAD", rf"/resolve/.*/{file}$", status=500, times=99)
+        with pytest.raises(UserError, match="cannot be loaded from the Hub now"):
+            load_checkpoint("me/now-and-then")
+        hub.faults.clear()
+    assert load_checkpoint("me/now-and-then")[0].config.image_mean == [0.1, 0.2, 0.3]
+
+
+def test_offline_without_the_processor_is_reported(hub: Hub, tmp_path, monkeypatch):
+    """Cached by transformers, which does not ask for it: told, because the means are then assumed."""
+    make_vit_mae().save_pretrained(tmp_path)
+    upload("cached", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for file in ("config.json", "model.safetensors"):
+        hf_hub_download("me/cached", file)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    _, report = load_checkpoint("me/cached")
+    assert "without its preprocessor_config.json" in str(report)
+
+
+def test_names_copied_from_documentation_load(on_the_hub):
+    for name in ("hf-hub:me/parts", "https://huggingface.co/me/parts", "me/parts/"):
+        assert load_checkpoint(name)[1].source.startswith("me/parts at ")
+
+
+def test_name_that_the_hub_does_not_have_is_refused(on_the_hub, hub: Hub, monkeypatch, tmp_path):
+    for name, revision, message in [
+        ("me/missing", None, "me/missing is neither a file nor a directory here, and not a model on the Hub"),
+        ("outputs/typo/model.pth", None, "neither a file nor a directory here, and cannot be a model on the Hub"),
+        ("model.pth", None, "cannot be a model on the Hub"),
+        ("a b", None, "cannot be a model on the Hub"),
+        ("me/whole", "v2", "has no revision v2 on the Hub"),
+        ("me/nothing", None, "lacks config.json or weights .model.safetensors"),
+        ("me\n/pre", None, "cannot be a model on the Hub"),
+        ("x" * 300, None, "neither a file nor a directory here"),
+    ]:
+        with pytest.raises(UserError, match=message) as error:
+            read_weights(name, revision)
+        assert "\n" not in str(error.value)
+
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    assert read_weights("me/parts")
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="not a model on the Hub that you may see"):
+        read_weights("me/parts")
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_lasting_fault_of_the_hub_is_an_error(status, hub: Hub, tmp_path, monkeypatch):
+    make_vit_mae().save_pretrained(tmp_path / "model")
+    api = HfApi()
+    api.create_repo(f"me/faults{status}")
+    api.upload_folder(folder_path=tmp_path / "model", repo_id=f"me/faults{status}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.fault("GET", r"/cdn/", status=status, times=99)
+    with pytest.raises(UserError, match=f"cannot be loaded from the Hub now: .*{status}") as error:
+        load_checkpoint(f"me/faults{status}")
+    assert "\n" not in str(error.value)
+    hub.faults.clear()
+    load_checkpoint(f"me/faults{status}")
+
+
+def test_offline_after_caching(on_the_hub):
+    load_checkpoint("me/whole", revision="v1")
+    code = """
+from mae.utils.errors import UserError
+from mae.conversion.loading import load_checkpoint
+
+print(load_checkpoint("me/whole", revision="v1")[1])
+try:
+    load_checkpoint("me/never")
+except UserError as error:
+    print(error)
+"""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert "me/whole at " in done.stdout and "vit_mae layout" in done.stdout, done.stderr
+    assert "me/never is neither a file nor a directory here, and the Hub cannot be asked for it" in done.stdout
