@@ -29,8 +29,8 @@ def inflate(state: dict[str, Tensor], old: int, new: int, how: str | None) -> di
     """
     if how not in ("mean", "repeat"):
         raise UserError(
-            f"The checkpoint is for {old} channels, not {new}: set inflate_channels, which is how the patch projection "
-            f"is inflated, to mean or repeat{'' if how is None else f', not {how!r}'}."
+            f"The checkpoint is for {old} channels, not {new}: choose with inflate_channels how the patch projection "
+            f"is inflated, mean or repeat{'' if how is None else f', not {how!r}'}."
         )
     state = dict(state)
     name = "mae.patch_embed.proj.weight"

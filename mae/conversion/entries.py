@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mae.conversion.layouts import LAYOUTS, num_unknown
 from mae.utils.errors import UserError
-from mae.utils.text import listed, printable
+from mae.utils.text import listed
 
 
 # The entries of the official implementation's, timm's and Lightning's files.
@@ -62,10 +62,10 @@ def choose_entry(
             "(--state_key of convert_checkpoint.py)."
         )
     chosen = (usual or possible)[0]
-    notes = [] if usual else [f"weights of the entry {printable(chosen)!r}"]
-    others = [printable(name) for name in recognised if name != chosen]
+    notes = [] if usual else [f"weights of the entry {chosen!r}"]
+    others = [name for name in (recognised if usual else entries) if name != chosen]
     if others:
-        notes.append(f"{' and '.join(others)}, other weights in the file, left out")
+        notes.append(f"{listed(others, 8)}, other weights in the file, left out")
     return entries[chosen], notes
 
 
@@ -106,8 +106,9 @@ def choose_prefix(
         prefix = prefixes[0]
         others = [name for name in tensors if not name.startswith(prefix)]
         if others:
+            beside = f"tensors beside those of a Masked Autoencoder, such as {listed(others, 1)}"
             raise UserError(
-                f"{source} holds other tensors beside those of a Masked Autoencoder, such as {listed(others, 3)}. "
+                f"{source} holds {'several models' if len(prefixes) > 1 else beside}. "
                 f"{_describe_prefixes(tensors, prefixes)} Choose one with prefix (--prefix of convert_checkpoint.py)."
             )
     else:
@@ -117,9 +118,10 @@ def choose_prefix(
         raise UserError(
             f"{source} has no tensor whose name starts with {prefix!r}. {_describe_prefixes(tensors, prefixes)}"
         )
-    notes = [f"prefix {printable(prefix)} removed from the names"] if prefix else []
-    if len(chosen) < len(tensors):
-        notes.append(f"{len(tensors) - len(chosen)} tensors without this prefix left out")
+    notes = [f"prefix {prefix!r} removed from the names"] if prefix else []
+    others = [name for name in tensors if not name.startswith(prefix)]
+    if others:
+        notes.append(f"tensors without this prefix left out: {listed(others)}")
     return chosen, notes
 
 

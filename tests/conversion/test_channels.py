@@ -9,9 +9,9 @@ from mae.utils.errors import UserError
 from tests.support.models import assert_close, assert_same_state, images_and_noise, make_model_of_kind
 
 
-def test_channels_are_inflated_only_if_asked_for(tmp_path):
+def test_other_channels_need_a_choice(tmp_path):
     make_model_of_kind("pretraining").save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="3 channels, not 1: .*inflate_channels .*mean or repeat"):
+    with pytest.raises(UserError, match="3 channels, not 1: .*inflate_channels.* mean or repeat"):
         load_checkpoint(tmp_path, num_channels=1)
     with pytest.raises(UserError, match="not 'max'"):
         load_checkpoint(tmp_path, num_channels=1, inflate_channels="max")

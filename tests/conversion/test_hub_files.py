@@ -114,27 +114,86 @@ def test_names_copied_from_documentation_load(on_the_hub):
         assert load_checkpoint(name)[1].source.startswith("me/parts at ")
 
 
-def test_name_that_the_hub_does_not_have_is_refused(on_the_hub, hub: Hub, monkeypatch, tmp_path):
-    for name, revision, message in [
-        ("me/missing", None, "me/missing is neither a file nor a directory here, and not a model on the Hub"),
+@pytest.mark.parametrize(
+    ("name", "revision", "message"),
+    [
+        ("me/missing", None, "me/missing is neither a file nor a directory here.* not a model on the Hub"),
         ("outputs/typo/model.pth", None, "neither a file nor a directory here, and cannot be a model on the Hub"),
         ("model.pth", None, "cannot be a model on the Hub"),
         ("a b", None, "cannot be a model on the Hub"),
-        ("me/whole", "v2", "has no revision v2 on the Hub"),
+        ("me/whole", "v2", "no revision v2 on the Hub"),
         ("me/nothing", None, "lacks config.json or weights .model.safetensors"),
         ("me\n/pre", None, "cannot be a model on the Hub"),
         ("x" * 300, None, "neither a file nor a directory here"),
-    ]:
-        with pytest.raises(UserError, match=message) as error:
-            read_weights(name, revision)
-        assert "\n" not in str(error.value)
+    ],
+)
+def test_name_that_the_hub_does_not_have_is_refused(name, revision, message, on_the_hub):
+    with pytest.raises(UserError, match=message) as error:
+        read_weights(name, revision)
+    assert "\n" not in str(error.value)
 
+
+def test_private_model_needs_a_token(on_the_hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     assert read_weights("me/parts")
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match="not a model on the Hub that you may see"):
+    with pytest.raises(UserError, match="hf auth login"):
         read_weights("me/parts")
+
+
+def test_files_that_a_model_lacks_are_not_asked_for(on_the_hub, hub: Hub):
+    load_checkpoint("me/parts")
+    asked = {
+        request.path.split("/resolve/")[1].split("/")[1] for request in hub.requests if "/resolve/" in request.path
+    }
+    assert "config.json" in asked and not asked & {"model.safetensors", "preprocessor_config.json"}
+
+
+@pytest.fixture
+def no_hub(hub: Hub, monkeypatch, tmp_path):
+    """A Hub that answers no question, and an empty cache."""
+    for method in ("GET", "HEAD", "POST"):
+        hub.fault(method, r".*", status=503, times=99)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    hub.requests.clear()
+    return hub
+
+
+@pytest.mark.parametrize("name", ["outputs/run_mea", "run_mea"])
+def test_mistyped_path_is_asked_of_the_hub_only_once(name, no_hub: Hub, tmp_path, monkeypatch):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).with_name("run_mae").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"{name} is neither a file nor a directory here.*run_mae.*503") as error:
+        load_checkpoint(name, retry_minutes=10)
+    assert "\n" not in str(error.value) and len(no_hub.requests) == 1
+
+
+def test_model_of_a_silent_hub_is_an_error_at_once_without_retries(no_hub: Hub):
+    with pytest.raises(UserError, match="me/unheard is neither a file nor a directory here.*503"):
+        load_checkpoint("me/unheard")
+    assert len(no_hub.requests) == 1
+
+
+def test_path_that_exists_is_not_asked_of_the_hub(no_hub: Hub, tmp_path, monkeypatch):
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "archive.zip").write_text("hello")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="not a kind of file that holds weights"):
+        load_checkpoint("me/archive.zip")
+    assert not no_hub.requests
+
+
+def test_cached_model_loads_if_the_hub_is_silent(hub: Hub, tmp_path, monkeypatch):
+    make_vit_mae().save_pretrained(tmp_path)
+    upload("cached-before", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    expected, _ = load_checkpoint("me/cached-before")
+    hub.fault("GET", r"/api/models/", status=503, times=99)
+    model, report = load_checkpoint("me/cached-before")
+    assert_same_state(model, expected)
+    assert "local cache" in str(report)
 
 
 @pytest.mark.parametrize("status", [403, 500])
@@ -152,19 +211,32 @@ def test_lasting_fault_of_the_hub_is_an_error(status, hub: Hub, tmp_path, monkey
     load_checkpoint(f"me/faults{status}")
 
 
-def test_offline_after_caching(on_the_hub):
-    load_checkpoint("me/whole", revision="v1")
-    code = """
-from mae.utils.errors import UserError
+OFFLINE = """
+import sys
+import time
 from mae.conversion.loading import load_checkpoint
+from mae.utils.errors import UserError
 
-print(load_checkpoint("me/whole", revision="v1")[1])
-try:
-    load_checkpoint("me/never")
-except UserError as error:
-    print(error)
+for name in sys.argv[1:]:
+    started = time.monotonic()
+    try:
+        print(load_checkpoint(name, revision="v1", retry_minutes=10)[1])
+    except UserError as error:
+        print(error)
+    assert time.monotonic() - started < 5
 """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
-    assert "me/whole at " in done.stdout and "vit_mae layout" in done.stdout, done.stderr
-    assert "me/never is neither a file nor a directory here, and the Hub cannot be asked for it" in done.stdout
+
+
+def test_offline_a_cached_model_loads_and_another_is_an_error_at_once(on_the_hub, hub: Hub, tmp_path):
+    load_checkpoint("me/whole", revision="v1")
+    hub.requests.clear()
+    (tmp_path / "outputs" / "run_mae").mkdir(parents=True)
+    command = [sys.executable, "-c", OFFLINE, "me/whole", "me/never", "outputs/run_mea"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert "me/whole at " in done.stdout and "vit_mae layout" in done.stdout
+    *_, never, mistyped = done.stdout.splitlines()
+    assert "me/never is neither a file nor a directory here" in never and "HF_HUB_OFFLINE" in never
+    assert "did you mean outputs/run_mae?" in mistyped and "HF_HUB_OFFLINE" in mistyped
+    assert not hub.requests

@@ -1,10 +1,13 @@
 """Files that nobody vouches for: broken, write_malicious, old."""
 
 import argparse
+import datetime
 import pathlib
 import pickle
+import re
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -189,6 +192,37 @@ def test_broken_or_malicious_file_is_refused(make, tmp_path):
         load_checkpoint(path)
     assert "\n" not in str(error.value) and str(path) in str(error.value)
     assert not (tmp_path / "executed").exists()
+
+
+PLAIN_VALUES = {
+    "numpy scalar": np.float64(0.5),
+    "numpy array": np.zeros(3),
+    "path": pathlib.Path("outputs"),
+    "date": datetime.datetime(2026, 1, 1),
+}
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("value", PLAIN_VALUES.values(), ids=PLAIN_VALUES)
+def test_plain_value_beside_the_weights_is_refused_with_the_code_that_mends_the_file(
+    value, new_format, tmp_path, monkeypatch
+):
+    content = {"model": state(), "best": value}
+    path = save_torch(tmp_path / "m.pth", content, _use_new_zipfile_serialization=new_format)
+    with pytest.raises(UserError, match="Nothing in it was run") as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+    (code,) = re.findall("`(.*)`", str(error.value))
+    monkeypatch.chdir(tmp_path)
+    exec(code, {"torch": torch})
+    model, _ = load_checkpoint(tmp_path / "weights.pth", num_attention_heads=2)
+    assert_same_state(model, make_model_of_kind("encoder"))
+
+
+def test_no_advice_to_run_a_malicious_file(tmp_path):
+    with pytest.raises(UserError) as error:
+        load_checkpoint(write_malicious(tmp_path))
+    assert "weights_only=False" not in str(error.value)
 
 
 def test_the_malicious_file_would_work(tmp_path):
