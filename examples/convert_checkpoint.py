@@ -83,7 +83,7 @@ class ConversionArguments:
     image_size: list[int] | None = field(
         default=None,
         metadata={
-            "help": "Image size in pixels: one side, or height and width. Positions are resampled (default: the input's "
+            "help": "Image size in pixels: one side, or height and width. Positions are resampled (default: the input "
             "size)."
         },
     )

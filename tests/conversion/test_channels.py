@@ -24,7 +24,7 @@ def test_other_channels_need_a_choice(tmp_path):
 
 
 def test_inflating_to_three_channels_keeps_images_unnormalised(tmp_path):
-    """Three channels have a mean and a std by default; these must not."""
+    """Three channels have ImageNet's mean and std by default; these must not."""
     make_model_of_kind("pretraining", num_channels=1, image_mean=None, image_std=None).save_pretrained(tmp_path)
     model, report = load_checkpoint(tmp_path, num_channels=3, inflate_channels="mean")
     assert (model.config.image_mean, model.config.image_std) == ([0.0] * 3, [1.0] * 3)
@@ -43,7 +43,7 @@ def test_channels_without_normalisation_survive_saving(layout, channels, tmp_pat
 
 
 def test_mean_of_channels_gives_the_same_for_grey_images(tmp_path):
-    """A grey image gives what it gave in three channels; each new channel is predicted as the mean of the old ones."""
+    """Each new channel is predicted as the mean of the old ones."""
     model = make_model_of_kind("pretraining", norm_pix_loss=False)
     model.save_pretrained(tmp_path)
     images, noise = images_and_noise(channels=1)
@@ -59,7 +59,7 @@ def test_mean_of_channels_gives_the_same_for_grey_images(tmp_path):
 
 
 def test_repeated_channels_give_the_same_for_repeated_images(tmp_path):
-    """Six channels of an image and itself give what three gave; their order is kept."""
+    """Six channels, an image and itself; their order is kept."""
     model = make_model_of_kind("pretraining")
     model.save_pretrained(tmp_path)
     images, noise = images_and_noise()

@@ -42,7 +42,7 @@ def test_heads_that_nothing_states_are_asked_for(tmp_path):
 
 
 def test_settings_of_vit_mae_are_kept(tmp_path):
-    """What its configuration and processor say is ours; its epsilon too, which is not the official one."""
+    """Also its epsilon, which is not the official one."""
     make_vit_mae(layer_norm_eps=1e-12, mask_ratio=0.5, hidden_dropout_prob=0.1).save_pretrained(tmp_path)
     processor = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.3, 0.4], "size": 32, "do_normalize": True}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -58,7 +58,7 @@ def test_settings_of_vit_mae_are_kept(tmp_path):
 
 
 def test_mean_and_std_of_the_processor_win(tmp_path):
-    """Also where a user changed it in a directory of ours, and where it is one number."""
+    """Also in a directory of this package, and if they are one number."""
     for kind, save in (("mae", make_model_of_kind("encoder")), ("vit_mae", make_vit_mae())):
         path = tmp_path / kind
         save.save_pretrained(path)
@@ -69,7 +69,7 @@ def test_mean_and_std_of_the_processor_win(tmp_path):
 
 
 def test_grid_of_a_sincos_table_is_certain_and_of_another_is_a_square():
-    """A sin-cos table tells its grid, also one that could be square; another table does not."""
+    """A sin-cos table tells its grid, even if the number of patches is a square; another table does not."""
     for grid in ((4, 4), (2, 8), (8, 2), (1, 16), (3, 5)):
         assert find_grid(sincos_positions(24, grid)) == (grid, True)
         assert find_grid(sincos_positions(24, grid).bfloat16()) == (grid, True)
@@ -79,7 +79,7 @@ def test_grid_of_a_sincos_table_is_certain_and_of_another_is_a_square():
 
 
 def test_rectangle_is_read_from_the_table_or_asked_for(tmp_path):
-    """Files that do not say their image size."""
+    """Files that do not state their image size."""
     heads = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
     model = make_model_of_kind("pretraining", image_size=(16, 64))
     torch.save(from_native(full_state_dict(model), OFFICIAL), tmp_path / "sincos.pth")
@@ -165,7 +165,6 @@ def test_other_entries_of_a_configuration_are_kept(tmp_path):
 
 
 def test_settings_of_timm_are_translated_or_refused(tmp_path):
-    """What its arguments change is translated or refused, and its class names are ours."""
     timm = pytest.importorskip("timm")
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, act_layer="relu").eval()
     arguments = {"act_layer": "relu", "img_size": 32, "num_classes": 3}
@@ -189,7 +188,7 @@ def test_settings_of_timm_are_translated_or_refused(tmp_path):
 
 
 def test_encoder_without_a_last_norm_has_mean_pooling():
-    """Ours with mean pooling, which is told; a ViTMAE always has one, so that it has lost it."""
+    """A ViTMAE always has a norm, so that one without it is incomplete."""
     model = make_model_of_kind("encoder", pooling="mean")
     plan = make_plan(Weights("it", model.state_dict()), num_attention_heads=2)
     assert plan.config.pooling == "mean" and any("pooling=mean" in line for line in plan.report.assumed)

@@ -62,14 +62,14 @@ def test_a_passing_fault_is_retried(on_the_hub, hub: Hub, tmp_path, monkeypatch,
 
 def test_all_files_are_of_one_commit(hub: Hub):
     model = make_model_of_kind("pretraining")
-    model.push_to_hub("me/ours")
+    model.push_to_hub("me/native")
     hub.requests.clear()
-    loaded, report = load_checkpoint("me/ours", image_size=48)
+    loaded, report = load_checkpoint("me/native", image_size=48)
     files = [request.path.split("/resolve/")[1] for request in hub.requests if "/resolve/" in request.path]
     assert report.layout == "mae" and loaded.config.image_size == 48
-    assert_same_state(loaded, type(model).from_pretrained("me/ours", image_size=48))
+    assert_same_state(loaded, type(model).from_pretrained("me/native", image_size=48))
     # All but the first file by the commit that it came from, whatever is pushed in between.
-    sha = HfApi().model_info("me/ours").sha
+    sha = HfApi().model_info("me/native").sha
     revisions = {path.split("/", 1)[1]: path.split("/")[0] for path in files if not path.startswith("main/config")}
     assert revisions["model.safetensors"] == revisions["preprocessor_config.json"] == sha
     assert {path.split("/")[0] for path in files if not path.endswith("config.json")} == {sha}
@@ -81,7 +81,7 @@ def upload(name, folder):
 
 
 def test_a_file_that_the_hub_does_not_give_now_is_not_taken_as_missing(hub: Hub, tmp_path, monkeypatch):
-    """Neither other weights nor other means in its place."""
+    """Neither other weights nor another mean replace it."""
     make_vit_mae().save_pretrained(tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
     processor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
@@ -98,7 +98,7 @@ def test_a_file_that_the_hub_does_not_give_now_is_not_taken_as_missing(hub: Hub,
 
 
 def test_offline_without_the_processor_is_reported(hub: Hub, tmp_path, monkeypatch):
-    """Cached by transformers, which does not ask for it: told, because the means are then assumed."""
+    """transformers does not download it; without it, mean and std are assumed."""
     make_vit_mae().save_pretrained(tmp_path)
     upload("cached", tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))

@@ -106,9 +106,9 @@ def test_vit_mae_gives_the_outputs_of_transformers(cls, spelling, tmp_path):
     images, noise = images_and_noise()
     with torch.no_grad():
         if cls is ViTMAEForPreTraining:
-            ours, theirs = model(images, noise=noise), vit_mae(images, noise=noise)
-            assert_close(ours.logits, theirs.logits)
-            assert_close(ours.loss, theirs.loss)
+            actual, expected = model(images, noise=noise), vit_mae(images, noise=noise)
+            assert_close(actual.logits, expected.logits)
+            assert_close(actual.loss, expected.loss)
         else:
             assert_close(model(images, noise=noise).last_hidden_state, vit_mae(images, noise=noise).last_hidden_state)
     # Bit by bit, against the fused tensors made by hand.
@@ -181,11 +181,11 @@ def test_labels_by_their_names_make_a_classifier(tmp_path):
 @pytest.mark.parametrize("size", [48, (16, 40)])
 @pytest.mark.parametrize("layout", ["mae", "vit_mae", "official"])
 def test_another_image_size_resamples_the_positions(layout, size, tmp_path):
-    """As from_pretrained does it, whatever the layout."""
+    """As from_pretrained does, from any layout."""
     model = make_model_of_kind("pretraining")
-    save_checkpoint(model, tmp_path / "ours", "mae")
+    save_checkpoint(model, tmp_path / "native", "mae")
     save_checkpoint(model, tmp_path / layout, layout)
-    expected = MAEForPreTraining.from_pretrained(tmp_path / "ours", image_size=size)
+    expected = MAEForPreTraining.from_pretrained(tmp_path / "native", image_size=size)
     path = tmp_path / layout / ("checkpoint.pth" if layout == "official" else "")
     resized, report = load_checkpoint(path, image_size=size)
     assert_same_state(resized, expected)
@@ -233,7 +233,7 @@ def test_every_problem_is_in_one_error():
 @pytest.mark.parametrize("kind", MODEL_KINDS)
 @pytest.mark.parametrize("layout", ["mae", "official", "timm", "vit_mae"])
 def test_a_missing_misshaped_or_additional_tensor_is_refused_or_reported(kind, layout):
-    """Without any one of them, and with one of another shape, a checkpoint is refused, or the lack is told."""
+    """Each tensor of each layout, one at a time."""
     if (layout == "vit_mae" and kind.startswith("classification")) or (layout == "timm" and kind == "pretraining"):
         return
     config = {"num_attention_heads": 2, "image_size": 32}
@@ -269,7 +269,6 @@ def test_other_models_are_refused():
 
 
 def test_directory_loads_as_with_from_pretrained(tmp_path):
-    """A directory that this reads is what from_pretrained reads."""
     for kind, (cls, _) in MODEL_KINDS.items():
         make_model_of_kind(kind).save_pretrained(tmp_path / kind)
         assert_same_state(load_checkpoint(tmp_path / kind)[0], cls.from_pretrained(tmp_path / kind))

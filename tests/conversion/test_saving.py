@@ -6,18 +6,18 @@ from transformers import ViTMAEForPreTraining, ViTMAEModel
 
 from mae.conversion.layouts import LAYOUTS
 from mae.conversion.loading import load_checkpoint
-from mae.conversion.saving import lost_in, save_checkpoint
+from mae.conversion.saving import check_expressible, fold_head_norm, lost_in, save_checkpoint
 from mae.utils.errors import UserError
 from tests.support.models import MODEL_KINDS, assert_close, assert_same_state, images_and_noise, make_model_of_kind
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretraining"])
 def test_round_trip_through_transformers(kind, tmp_path):
-    """Ours -> its files -> its model -> its own save_pretrained -> ours."""
+    """Through files, a model and save_pretrained of transformers."""
     model = make_model_of_kind(kind)
-    save_checkpoint(model, tmp_path / "theirs", "vit_mae")
+    save_checkpoint(model, tmp_path / "other", "vit_mae")
     cls = ViTMAEForPreTraining if kind == "pretraining" else ViTMAEModel
-    vit_mae, info = cls.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    vit_mae, info = cls.from_pretrained(tmp_path / "other", output_loading_info=True)
     assert not any(info.values())
     images, noise = images_and_noise()
     with torch.no_grad():
@@ -31,8 +31,8 @@ def test_round_trip_through_transformers(kind, tmp_path):
 def test_round_trip_through_timm(kind, tmp_path):
     timm = pytest.importorskip("timm")
     model = make_model_of_kind(kind)
-    save_checkpoint(model, tmp_path / "theirs", "timm")
-    vit = timm.create_model(f"local-dir:{tmp_path / 'theirs'}", pretrained=True).eval()
+    save_checkpoint(model, tmp_path / "other", "timm")
+    vit = timm.create_model(f"local-dir:{tmp_path / 'other'}", pretrained=True).eval()
     assert vit.pretrained_cfg["mean"] == model.config.image_mean
     images, _ = images_and_noise()
     with torch.no_grad():
@@ -92,3 +92,24 @@ def test_model_that_a_layout_cannot_express_is_refused(tmp_path):
         assert not list(tmp_path.iterdir())
     save_checkpoint(rectangle, tmp_path, "official")
     assert load_checkpoint(tmp_path / "checkpoint.pth")[0].config.image_size == (32, 16)
+
+
+def test_folded_batch_norm_gives_the_same_logits():
+    model = make_model_of_kind("classification_cls", head_batch_norm=True)
+    with torch.no_grad():
+        model.head_norm.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+        model.head_norm.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+    images, _ = images_and_noise()
+    expected = model(images).logits
+    with pytest.raises(UserError, match="batch norm"):
+        check_expressible(model, "timm")
+    fold_head_norm(model)
+    assert not model.config.head_batch_norm and not any("head_norm" in name for name in model.state_dict())
+    assert_close(model(images).logits, expected)
+    check_expressible(model, "timm")
+
+
+def test_settings_of_training_that_a_layout_lacks_are_listed():
+    model = make_model_of_kind("pretraining", masking="block", pooling="mean")
+    assert lost_in(model, "vit_mae") == ["masking=block", "pooling=mean"]
+    assert not lost_in(model, "mae")

@@ -47,14 +47,14 @@ def convert(*arguments):
 
 
 def differences(stdout):
-    """What the checks printed: the largest differences of what was read and of what was written."""
+    """The largest differences that the checks printed."""
     return [float(number) for number in re.findall(r"check of .*: outputs .* by (\S+)$", stdout, re.MULTILINE)]
 
 
 def test_official_file_becomes_a_whole_directory(tmp_path):
     """The Auto classes load the directory, and the outputs are the recorded ones."""
     path, tensors, _ = write_official_checkpoint(tmp_path, "official_pretrain_norm_pixels", ".pth")
-    output = tmp_path / "deep" / "ours"
+    output = tmp_path / "deep" / "native"
     command = [sys.executable, SCRIPT, "--input", path, "--output", output, "--config_overrides", HEADS]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -84,13 +84,13 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
 
 @pytest.mark.parametrize("layout", ["official", "timm", "vit_mae"])
 def test_checkpoint_survives_a_round_trip(layout, tmp_path):
-    make_model_of_kind("pretraining").save_pretrained(tmp_path / "ours")
-    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+    make_model_of_kind("pretraining").save_pretrained(tmp_path / "native")
+    done = convert("--input", tmp_path / "native", "--output", tmp_path / "other", "--to", layout)
     assert done.returncode == 0, done.stderr
-    path = tmp_path / "theirs" / ("checkpoint.pth" if layout == "official" else "")
+    path = tmp_path / "other" / ("checkpoint.pth" if layout == "official" else "")
     back = convert("--input", path, "--output", tmp_path / "back", "--from", layout)
     assert back.returncode == 0, back.stderr
-    expected = MAEForPreTraining.from_pretrained(tmp_path / "ours")
+    expected = MAEForPreTraining.from_pretrained(tmp_path / "native")
     if layout == "timm":
         assert "left out, as timm has no place for it: decoder (44 tensors)" in done.stdout
         assert "decoder.mask_token -> (left out) (1)" in done.stdout
@@ -102,28 +102,28 @@ def test_checkpoint_survives_a_round_trip(layout, tmp_path):
 
 
 def test_model_on_the_hub_is_converted(tmp_path):
-    make_vit_mae().save_pretrained(tmp_path / "theirs")
+    make_vit_mae().save_pretrained(tmp_path / "other")
     HfApi().create_repo("me/to-convert")
-    HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="me/to-convert")
-    done = convert("--input", "me/to-convert", "--output", tmp_path / "ours")
+    HfApi().upload_folder(folder_path=tmp_path / "other", repo_id="me/to-convert")
+    done = convert("--input", "me/to-convert", "--output", tmp_path / "native")
     assert done.returncode == 0, done.stderr
     assert "me/to-convert at " in done.stdout and "vit.layernorm -> mae.norm (2)" in done.stdout
-    assert ModelCard.load(tmp_path / "ours" / "README.md").data.base_model == "me/to-convert"
+    assert ModelCard.load(tmp_path / "native" / "README.md").data.base_model == "me/to-convert"
     images, noise = images_and_noise()
-    ours, theirs = (
+    native, other = (
         cls.from_pretrained(path)
-        for cls, path in ((MAEForPreTraining, tmp_path / "ours"), (ViTMAEForPreTraining, "me/to-convert"))
+        for cls, path in ((MAEForPreTraining, tmp_path / "native"), (ViTMAEForPreTraining, "me/to-convert"))
     )
     with torch.no_grad():
-        assert_close(ours(images, noise=noise).logits, theirs(images, noise=noise).logits)
+        assert_close(native(images, noise=noise).logits, other(images, noise=noise).logits)
 
 
 def test_size_channels_and_labels_are_changed_and_reported(tmp_path):
     """The check compares the checkpoint as it is."""
     model = make_model_of_kind("classification_mean")
-    model.save_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "native")
     done = convert(
-        *("--input", tmp_path / "ours", "--output", tmp_path / "other", "--image_size", 48, 16),
+        *("--input", tmp_path / "native", "--output", tmp_path / "other", "--image_size", 48, 16),
         *("--config_overrides", "num_channels=1,num_labels=7", "--inflate_channels", "mean"),
     )
     assert done.returncode == 0, done.stderr
@@ -133,7 +133,7 @@ def test_size_channels_and_labels_are_changed_and_reported(tmp_path):
     other, _ = load_checkpoint(tmp_path / "other")
     assert (other.config.image_size, other.config.num_channels, other.config.num_labels) == ((48, 16), 1, 7)
     expected, _ = load_checkpoint(
-        tmp_path / "ours", image_size=(48, 16), num_channels=1, num_labels=7, inflate_channels="mean"
+        tmp_path / "native", image_size=(48, 16), num_channels=1, num_labels=7, inflate_channels="mean"
     )
     with torch.no_grad():
         expected.head.weight.copy_(other.head.weight)
@@ -142,23 +142,23 @@ def test_size_channels_and_labels_are_changed_and_reported(tmp_path):
 
 def test_processor_of_the_user_is_kept_if_it_fits(tmp_path):
     """Else its mean and std are kept."""
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "ours")
-    processor = json.loads((tmp_path / "ours" / "preprocessor_config.json").read_text())
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "native")
+    processor = json.loads((tmp_path / "native" / "preprocessor_config.json").read_text())
     processor |= {"resample": 0, "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
-    (tmp_path / "ours" / "preprocessor_config.json").write_text(json.dumps(processor))
+    (tmp_path / "native" / "preprocessor_config.json").write_text(json.dumps(processor))
     sizes = {"again": [], "larger": ["--image_size", 48]}
     sizes["other_patches"] = ["--image_size", 16, "--config_overrides", "patch_size=4"]
     sizes |= {"vit_mae": ["--to", "vit_mae"], "timm": ["--to", "timm"]}
     for name, arguments in sizes.items():
-        done = convert("--input", tmp_path / "ours", "--output", tmp_path / name, *arguments)
+        done = convert("--input", tmp_path / "native", "--output", tmp_path / name, *arguments)
         assert done.returncode == 0, done.stderr
         config = load_checkpoint(tmp_path / name)[0].config
         assert (config.image_mean, config.image_std) == ([0.5] * 3, [0.25] * 3), name
         if name == "again":
             assert json.loads((tmp_path / "again" / "preprocessor_config.json").read_text()) == processor
         elif name != "timm":
-            theirs = AutoImageProcessor.from_pretrained(tmp_path / name)
-            assert theirs.crop_size["height"] == config.image_size and theirs.resample == 3
+            other = AutoImageProcessor.from_pretrained(tmp_path / name)
+            assert other.crop_size["height"] == config.image_size and other.resample == 3
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_processor_of_the_user_is_kept_if_it_fits(tmp_path):
     ],
 )
 def test_model_with_other_settings_is_converted(kind, fields, layouts, tmp_path):
-    make_model_of_kind(kind, **fields).save_pretrained(tmp_path / "ours")
+    make_model_of_kind(kind, **fields).save_pretrained(tmp_path / "native")
     for layout in layouts:
-        done = convert("--input", tmp_path / "ours", "--output", tmp_path / layout, "--to", layout)
+        done = convert("--input", tmp_path / "native", "--output", tmp_path / layout, "--to", layout)
         assert done.returncode == 0, done.stderr
         if layout == "vit_mae" and "masking" in fields:
             assert f"left out, as vit_mae has no place for it: masking={fields['masking']}" in done.stdout
@@ -189,18 +189,18 @@ def test_size_that_the_file_does_not_state_holds_for_the_check_too(tmp_path):
         model.mae.pos_embed.normal_()
     torch.save(from_native(full_state_dict(model), OFFICIAL), tmp_path / "odd.pth")
     arguments = ["--image_size", 24, 32, "--config_overrides", "num_attention_heads=2,num_labels=5"]
-    done = convert("--input", tmp_path / "odd.pth", "--output", tmp_path / "ours", *arguments)
+    done = convert("--input", tmp_path / "odd.pth", "--output", tmp_path / "native", *arguments)
     assert done.returncode == 0, done.stderr
     assert len(differences(done.stdout)) == 1
 
 
 def test_card_names_no_path(tmp_path, monkeypatch):
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "secret" / "ours")
-    monkeypatch.chdir(tmp_path / "secret" / "ours")
-    for number, name in enumerate([".", f"{tmp_path}/secret/ours/"]):
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "secret" / "native")
+    monkeypatch.chdir(tmp_path / "secret" / "native")
+    for number, name in enumerate([".", f"{tmp_path}/secret/native/"]):
         assert convert("--input", name, "--output", tmp_path / f"{number}").returncode == 0
         card = (tmp_path / f"{number}" / "README.md").read_text()
-        assert "converted from `ours`" in card and "secret" not in card and "blocks of width 24" in card
+        assert "converted from `native`" in card and "secret" not in card and "blocks of width 24" in card
 
 
 def test_check_without_timm_is_by_transformers_or_none(tmp_path, monkeypatch):
@@ -226,36 +226,36 @@ def error_of(*arguments):
     ("arguments", "message"),
     [
         (["--input", "m.pth", "--output", "output"], "is refused: its pickle asks for"),
-        (["--input", "ours", "--output", "output", "--to", "vit_mae"], "ViTMAE has no classifier"),
+        (["--input", "native", "--output", "output", "--to", "vit_mae"], "ViTMAE has no classifier"),
         (
-            ["--input", "ours", "--output", "output", "--to", "onnx"],
+            ["--input", "native", "--output", "output", "--to", "onnx"],
             "--to onnx is unknown: choose one of mae, official",
         ),
-        (["--input", "ours", "--output", "taken"], "--output taken exists"),
-        (["--input", "ours", "--output", "output", "--config_overrides", "hidden_size=48"], "hidden_size=24"),
-        (["--input", "ours", "--output", "output", "--from", "vit_mae"], "vit_mae layout"),
-        (["--input", "ours", "--output", "output/deep/er", "--to", "vit_mae"], "ViTMAE has no classifier"),
-        (["--input", "ours", "--output", ""], "exists"),
-        (["--input", "ours", "--output", "x" * 300], "File name too long"),
-        (["--input", "ours", "--output", "m.pth/below"], "m.pth/below cannot be"),
+        (["--input", "native", "--output", "taken"], "--output taken exists"),
+        (["--input", "native", "--output", "output", "--config_overrides", "hidden_size=48"], "hidden_size=24"),
+        (["--input", "native", "--output", "output", "--from", "vit_mae"], "vit_mae layout"),
+        (["--input", "native", "--output", "output/deep/er", "--to", "vit_mae"], "ViTMAE has no classifier"),
+        (["--input", "native", "--output", ""], "exists"),
+        (["--input", "native", "--output", "x" * 300], "File name too long"),
+        (["--input", "native", "--output", "m.pth/below"], "m.pth/below cannot be"),
         (
-            ["--input", "ours", "--output", "output", "--model_revision", "v1"],
+            ["--input", "native", "--output", "output", "--model_revision", "v1"],
             "a revision (v1) is for models on the Hub",
         ),
-        (["--input", "ours", "--output", "output", "--config_overrides", "x=1"], "--config_overrides x=1"),
-        (["--input", "ours", "--output", "output", "--image_size", "8", "8", "8"], "--image_size 8 8 8"),
-        (["--input", "ours", "--output", "output", "--prefix", "teacher"], "'teacher.'"),
-        (["--input", "ours", "--output", "output", "--state_key", "teacher"], "'teacher'"),
+        (["--input", "native", "--output", "output", "--config_overrides", "x=1"], "--config_overrides x=1"),
+        (["--input", "native", "--output", "output", "--image_size", "8", "8", "8"], "--image_size 8 8 8"),
+        (["--input", "native", "--output", "output", "--prefix", "teacher"], "'teacher.'"),
+        (["--input", "native", "--output", "output", "--state_key", "teacher"], "'teacher'"),
         (
-            ["--input", "outs", "--output", "output"],
-            "outs is neither a file nor a directory here (did you mean ours?)",
+            ["--input", "natve", "--output", "output"],
+            "natve is neither a file nor a directory here (did you mean native?)",
         ),
         (["--output", "output"], "--input"),
     ],
 )
 def test_error_is_one_line_and_leaves_nothing(arguments, message, tmp_path, monkeypatch):
     write_malicious(tmp_path)
-    make_model_of_kind("classification_mean").save_pretrained(tmp_path / "ours")
+    make_model_of_kind("classification_mean").save_pretrained(tmp_path / "native")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").write_text("mine")
     monkeypatch.chdir(tmp_path)
@@ -270,12 +270,12 @@ def test_entry_and_prefix_choose_the_weights(tmp_path):
     content = {"student": {name: tensor + 1 for name, tensor in teacher.items()}}
     content["teacher"] = {**teacher, "head.weight": torch.zeros(3)}
     path = save_torch(tmp_path / "dino.ckpt", content)
-    arguments = ["--input", path, "--output", tmp_path / "ours", "--config_overrides", "num_attention_heads=2"]
+    arguments = ["--input", path, "--output", tmp_path / "native", "--config_overrides", "num_attention_heads=2"]
     assert "--state_key" in error_of(*arguments)
     assert "--prefix" in error_of(*arguments, "--state_key", "teacher")
     done = convert(*arguments, "--state_key", "teacher", "--prefix", "backbone")
     assert done.returncode == 0, done.stderr
-    assert_same_state(load_checkpoint(tmp_path / "ours")[0], model)
+    assert_same_state(load_checkpoint(tmp_path / "native")[0], model)
     assert "left out: head.weight" in done.stdout
 
 
@@ -283,70 +283,70 @@ def test_compiled_model_is_converted(tmp_path):
     model = make_model_of_kind("pretraining")
     path = save_torch(tmp_path / "compiled.pth", torch.compile(model).state_dict())
     heads = ",".join(f"{name}={value}" for name, value in TINY_HEADS.items())
-    done = convert("--input", path, "--output", tmp_path / "ours", "--config_overrides", heads)
+    done = convert("--input", path, "--output", tmp_path / "native", "--config_overrides", heads)
     assert done.returncode == 0, done.stderr
-    assert_same_state(load_checkpoint(tmp_path / "ours")[0], model)
+    assert_same_state(load_checkpoint(tmp_path / "native")[0], model)
 
 
 def test_wrong_conversion_is_refused(tmp_path, monkeypatch):
     """Two tensors have changed places; transformers reads the file by itself, and computes something else."""
-    make_vit_mae().save_pretrained(tmp_path / "theirs")
+    make_vit_mae().save_pretrained(tmp_path / "other")
     block = VIT_MAE_SAVED_BY_5.block
     monkeypatch.setitem(block, "norm1", "layernorm_after")
     monkeypatch.setitem(block, "norm2", "layernorm_before")
     message = "differs from transformers' ViTMAE"
-    assert message in error_of("--input", tmp_path / "theirs", "--output", tmp_path / "ours")
-    assert not (tmp_path / "ours").exists()
+    assert message in error_of("--input", tmp_path / "other", "--output", tmp_path / "native")
+    assert not (tmp_path / "native").exists()
 
 
 def test_unfinished_directory_of_somebody_else_is_not_removed(tmp_path):
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "ours")
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "native")
     (tmp_path / "output.unfinished").mkdir()
     (tmp_path / "output.unfinished" / "precious").write_text("mine")
-    assert convert("--input", tmp_path / "ours", "--output", tmp_path / "output").returncode == 0
+    assert convert("--input", tmp_path / "native", "--output", tmp_path / "output").returncode == 0
     assert (tmp_path / "output.unfinished" / "precious").read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "output", "output.unfinished"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["native", "output", "output.unfinished"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signal_ends_the_script_and_leaves_nothing(number, code, tmp_path, monkeypatch):
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "ours")
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "native")
 
     def save(tensors, path, **kwargs):
-        assert [folder.suffix for folder in tmp_path.iterdir() if folder.name != "ours"] == [".unfinished"]
+        assert [folder.suffix for folder in tmp_path.iterdir() if folder.name != "native"] == [".unfinished"]
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr("mae.conversion.saving.save_file", save)
-    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", "timm")
+    done = convert("--input", tmp_path / "native", "--output", tmp_path / "other", "--to", "timm")
     assert done.returncode == code and len(done.stderr.splitlines()) <= 1
-    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    assert [path.name for path in tmp_path.iterdir()] == ["native"]
 
 
 @pytest.mark.parametrize("layout", ["mae", "official", "timm", "vit_mae"])
 def test_full_disk_leaves_nothing(layout, tmp_path):
     """The weights do not fit into the 20,000 bytes that files may have here."""
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "ours")
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "native")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        message = error_of("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+        message = error_of("--input", tmp_path / "native", "--output", tmp_path / "other", "--to", layout)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert "theirs cannot be written: " in message
-    assert [path.name for path in tmp_path.iterdir()] == ["ours"]
+    assert "other cannot be written: " in message
+    assert [path.name for path in tmp_path.iterdir()] == ["native"]
 
 
 def test_writer_that_loses_a_bit_is_noticed(tmp_path, monkeypatch):
-    make_model_of_kind("encoder").save_pretrained(tmp_path / "ours")
+    make_model_of_kind("encoder").save_pretrained(tmp_path / "native")
 
     def save(tensors, path, **kwargs):
         tensors["blocks.1.norm1.bias"] = tensors["blocks.1.norm1.bias"] + 1e-6
         save_file(tensors, path, **kwargs)
 
     monkeypatch.setattr("mae.conversion.saving.save_file", save)
-    message = error_of("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", "timm")
+    message = error_of("--input", tmp_path / "native", "--output", tmp_path / "other", "--to", "timm")
     assert "blocks.1.norm1.bias was not written as it is" in message
-    assert not (tmp_path / "theirs").exists()
+    assert not (tmp_path / "other").exists()
 
 
 # Continued pre-training
@@ -410,13 +410,13 @@ def test_batch_norm_of_a_linear_probe_goes_into_the_classifier(layout, tmp_path)
     with torch.no_grad():
         model.head_norm.running_mean.normal_()
         model.head_norm.running_var.uniform_(0.5, 2)
-    model.save_pretrained(tmp_path / "ours")
-    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "theirs", "--to", layout)
+    model.save_pretrained(tmp_path / "native")
+    done = convert("--input", tmp_path / "native", "--output", tmp_path / "other", "--to", layout)
     assert done.returncode == 0, done.stderr
-    again, _ = load_checkpoint(next((tmp_path / "theirs").glob("*.pth"), tmp_path / "theirs"))
+    again, _ = load_checkpoint(next((tmp_path / "other").glob("*.pth"), tmp_path / "other"))
     assert not again.config.head_batch_norm
     pixel_values, _ = images_and_noise()
     assert_close(again(pixel_values).logits, model(pixel_values).logits)
-    done = convert("--input", tmp_path / "ours", "--output", tmp_path / "copy")
+    done = convert("--input", tmp_path / "native", "--output", tmp_path / "copy")
     assert done.returncode == 0 and "batch norm before the classifier" in done.stdout, done.stderr
     assert torch.equal(load_checkpoint(tmp_path / "copy")[0](pixel_values).logits, model(pixel_values).logits)
