@@ -135,24 +135,28 @@ def _suggestion(asked: str) -> str:
 
 
 class _Hub:
-    """The files of a model on the Hub. One question lists them, so that none is asked for that is not there."""
+    """The files of a model on the Hub. They are listed first, so that no absent file is asked for."""
 
     def __init__(self, question: _Question, first_retry_minutes: float, retry_minutes: float):
         self.question = question
         self.retry_minutes = retry_minutes
         self.notes: list[str] = []
-        # Unlike a download, this question has no retries of the client's own.
-        self.commit, self.files = question.ask(
-            f"{question.asked} on the Hub", first_retry_minutes, lambda: self._list(question.revision)
-        )
+        # Unlike a download, the client does not retry this question by itself.
+        self.commit, self.files = self._list(question.revision, first_retry_minutes)
         if CONFIG_FILE in self.files:
             # By the revision's name, which the cache then knows. A push may have moved it since the question.
             commit = self._download(CONFIG_FILE, question.revision).parent.name
             if commit != self.commit:
-                self.commit, self.files = self._list(commit)
+                self.commit, self.files = self._list(commit, retry_minutes)
 
-    def _list(self, revision: str | None) -> tuple[str, set[str]]:
-        model = HfApi().model_info(self.question.name, revision=revision, timeout=_SECONDS)
+    def _list(self, revision: str | None, retry_minutes: float) -> tuple[str, set[str]]:
+        """The commit of a revision, and the names of its files."""
+        name = self.question.name
+        model = self.question.ask(
+            f"{self.question.asked} on the Hub",
+            retry_minutes,
+            lambda: HfApi().model_info(name, revision=revision, timeout=_SECONDS),
+        )
         return model.sha, {sibling.rfilename for sibling in model.siblings or ()}
 
     def get(self, file: str) -> Path | None:
@@ -195,6 +199,6 @@ class _LocalCache:
 
     def explain_lack(self, allow_pickle: bool) -> str:
         return (
-            f"{self.question.here}, and the Hub cannot be asked for it, because "
-            f"HF_HUB_OFFLINE is set; the local cache lacks its {CONFIG_FILE} or its weights."
+            f"{self.question.here}. The Hub cannot be asked for it, because HF_HUB_OFFLINE is set, and the local cache "
+            f"lacks its {CONFIG_FILE} or its weights."
         )

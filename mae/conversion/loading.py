@@ -184,14 +184,14 @@ def make_plan(
     )
     fields = own_fields(weights, layout, state, overrides, report)
     own = make_config(weights.source, fields)
-    wanted = target_fields(weights.source, own, fields, overrides, inflate_channels, report)
-    target = make_config(weights.source, wanted)
+    fields_asked = target_fields(weights.source, own, fields, overrides, inflate_channels, report)
+    target = make_config(weights.source, fields_asked)
 
     adapted = _adapt(state, own, target, inflate_channels, report)
     _report_changes(adapted, own, target, report)
     # At the checkpoint's own grid; [`build`] resamples the positions.
     size = to_size(count * side for count, side in zip(own.grid_size, to_pair(target.patch_size)))
-    config = make_config(weights.source, {**wanted, "image_size": size})
+    config = make_config(weights.source, {**fields_asked, "image_size": size})
     own_class = _class_of(state)
     taken = _account(weights, layout, model_class or own_class, config, adapted, unknown, report)
     report.description = _describe(own, state)

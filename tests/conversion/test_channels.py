@@ -6,7 +6,7 @@ import torch
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import save_checkpoint
 from mae.utils.errors import UserError
-from tests.support.models import assert_close, assert_same_state, images_and_noise, make_model_of_kind
+from tests.support.checkpoints import assert_close, assert_same_state, images_and_noise, make_model_of_kind
 
 
 def test_other_channels_need_a_choice(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from mae.conversion.comparison import compare_forward
 from mae.conversion.layouts import LAYOUTS, from_native
 from mae.conversion.saving import full_state_dict
-from tests.support.models import make_model_of_kind
+from tests.support.checkpoints import make_model_of_kind
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from mae.conversion.saving import full_state_dict
 from mae.conversion.weights import Weights
 from mae.utils.errors import UserError
 from modeling_mae import MAEModel, sincos_positions
-from tests.support.models import (
+from tests.support.checkpoints import (
     LABELS,
     assert_close,
     assert_same_state,

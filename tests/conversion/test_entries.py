@@ -9,7 +9,7 @@ from mae.conversion.layouts import OFFICIAL, VIT_MAE, VIT_MAE_IN_MEMORY, from_na
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import full_state_dict
 from mae.utils.errors import UserError
-from tests.support.models import TINY_HEADS, assert_same_state, make_model_of_kind, save_torch
+from tests.support.checkpoints import TINY_HEADS, assert_same_state, make_model_of_kind, save_torch
 
 
 MODEL = make_model_of_kind("encoder")

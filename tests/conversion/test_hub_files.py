@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.weights import read_weights
 from mae.utils.errors import UserError
+from tests.support.checkpoints import assert_same_state, make_model_of_kind, make_vit_mae
 from tests.support.data import ROOT
 from tests.support.fake_hub import READ_TOKEN, Hub
-from tests.support.models import assert_same_state, make_model_of_kind, make_vit_mae
 
 
 @pytest.fixture(scope="module")

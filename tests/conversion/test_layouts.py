@@ -20,7 +20,7 @@ from mae.conversion.saving import full_state_dict
 from mae.conversion.weights import Weights
 from mae.utils.errors import UserError
 from modeling_mae import MAEModel
-from tests.support.models import RELEASED_SHAPES, RELEASED_SIZES, make_model_of_kind, meta_tensors
+from tests.support.checkpoints import RELEASED_SHAPES, RELEASED_SIZES, make_model_of_kind, meta_tensors
 
 
 @pytest.mark.parametrize("size", RELEASED_SIZES)

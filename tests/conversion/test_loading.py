@@ -14,7 +14,7 @@ from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
-from tests.support.models import (
+from tests.support.checkpoints import (
     MODEL_KINDS,
     RELEASED_SHAPES,
     RELEASED_SIZES,

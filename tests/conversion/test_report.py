@@ -8,7 +8,7 @@ from mae.conversion.loading import make_plan
 from mae.conversion.report import LoadReport, count_by_part, describe_mapping, fold_blocks
 from mae.conversion.weights import Weights
 from mae.utils.errors import UserError
-from tests.support.models import make_model_of_kind
+from tests.support.checkpoints import make_model_of_kind
 
 
 def test_blocks_are_folded_into_ranges():

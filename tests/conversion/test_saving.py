@@ -8,7 +8,13 @@ from mae.conversion.layouts import LAYOUTS
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import check_expressible, fold_head_norm, lost_in, save_checkpoint
 from mae.utils.errors import UserError
-from tests.support.models import MODEL_KINDS, assert_close, assert_same_state, images_and_noise, make_model_of_kind
+from tests.support.checkpoints import (
+    MODEL_KINDS,
+    assert_close,
+    assert_same_state,
+    images_and_noise,
+    make_model_of_kind,
+)
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretraining"])

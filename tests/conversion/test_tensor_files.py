@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from mae.conversion.loading import load_checkpoint
 from mae.utils.errors import UserError
-from tests.support.models import Malicious, assert_same_state, make_model_of_kind, save_torch, write_malicious
+from tests.support.checkpoints import Malicious, assert_same_state, make_model_of_kind, save_torch, write_malicious
 
 
 def state():

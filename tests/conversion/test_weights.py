@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel
 
 from mae.conversion.loading import load_checkpoint
 from mae.utils.errors import UserError
-from tests.support.models import assert_same_state, make_model_of_kind
+from tests.support.checkpoints import assert_same_state, make_model_of_kind
 
 
 @pytest.fixture

@@ -22,8 +22,7 @@ from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, MAEModel
-from tests.support.data import ROOT
-from tests.support.models import (
+from tests.support.checkpoints import (
     TINY_HEADS,
     assert_close,
     assert_same_state,
@@ -34,6 +33,7 @@ from tests.support.models import (
     write_malicious,
     write_official_checkpoint,
 )
+from tests.support.data import ROOT
 from tests.support.runs import run as run_mae
 from tests.support.runs import run_here
 

@@ -1,4 +1,4 @@
-"""Tiny models and checkpoints of every kind, and inputs for them."""
+"""Tiny checkpoints of every kind and layout, broken and malicious ones, and inputs for them."""
 
 import argparse
 import json
