@@ -199,6 +199,6 @@ class _LocalCache:
 
     def explain_lack(self, allow_pickle: bool) -> str:
         return (
-            f"{self.question.here}. The Hub cannot be asked for it, because HF_HUB_OFFLINE is set, and the local cache "
+            f"{self.question.here}. The Hub cannot be asked for it, because HF_HUB_OFFLINE is set, and the cache "
             f"lacks its {CONFIG_FILE} or its weights."
         )

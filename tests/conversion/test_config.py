@@ -16,11 +16,13 @@ from mae.utils.errors import UserError
 from modeling_mae import MAEModel, sincos_positions
 from tests.support.checkpoints import (
     LABELS,
+    TINY_HEADS,
     assert_close,
     assert_same_state,
     images_and_noise,
     make_model_of_kind,
     make_vit_mae,
+    save_torch,
     write_official_checkpoint,
 )
 
@@ -29,15 +31,16 @@ def test_heads_that_nothing_states_are_asked_for(tmp_path):
     path, tensors, _ = write_official_checkpoint(tmp_path, "official_pretrain_raw_pixels")
     weights = load_file(path)
     save_file(weights, path)  # without metadata
-    with pytest.raises(UserError, match="how many heads .* 48 is no width .* give num_attention_heads"):
+    with pytest.raises(UserError, match="48.* num_attention_heads"):
         load_checkpoint(path)
-    with pytest.raises(UserError, match="32 is no width .* give decoder_num_attention_heads"):
+    with pytest.raises(UserError, match="32.* decoder_num_attention_heads"):
         load_checkpoint(path, num_attention_heads=3)
-    model, report = load_checkpoint(path, num_attention_heads=3, decoder_num_attention_heads=4)
+    heads = {"num_attention_heads": 3, "decoder_num_attention_heads": 4}
+    model, report = load_checkpoint(path, **heads)
     assert "norm_pix_loss=False" in report.assumed
     with torch.no_grad():
         assert_close(model(tensors["pixel_values"], noise=tensors["noise"]).logits, tensors["pred"])
-    model, report = load_checkpoint(path, num_attention_heads=3, decoder_num_attention_heads=4, norm_pix_loss=True)
+    model, report = load_checkpoint(path, **heads, norm_pix_loss=True)
     assert model.config.norm_pix_loss and "norm_pix_loss=False" not in report.assumed
 
 
@@ -78,83 +81,96 @@ def test_grid_of_a_sincos_table_is_certain_and_of_another_is_a_square():
     assert find_grid(learned[:, :16]) == (None, False)
 
 
-def test_rectangle_is_read_from_the_table_or_asked_for(tmp_path):
-    """Files that do not state their image size."""
-    heads = {"num_attention_heads": 2, "decoder_num_attention_heads": 4}
+@pytest.fixture
+def rectangle():
+    """A model for rectangles with learned positions, which do not tell their grid."""
     model = make_model_of_kind("pretraining", image_size=(16, 64))
-    torch.save(from_native(full_state_dict(model), OFFICIAL), tmp_path / "sincos.pth")
-    loaded, report = load_checkpoint(tmp_path / "sincos.pth", **heads)
+    with torch.no_grad():
+        model.mae.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def test_rectangle_is_read_from_a_sincos_table(tmp_path):
+    model = make_model_of_kind("pretraining", image_size=(16, 64))
+    path = save_torch(tmp_path / "sincos.pth", from_native(full_state_dict(model), OFFICIAL))
+    loaded, report = load_checkpoint(path, **TINY_HEADS)
     assert loaded.config.image_size == (16, 64) and not any("image_size=" in line for line in report.assumed)
 
-    with torch.no_grad():
-        model.mae.pos_embed.normal_()
-    torch.save(from_native(full_state_dict(model), OFFICIAL), tmp_path / "learned.pth")
-    loaded, report = load_checkpoint(tmp_path / "learned.pth", **heads)
-    assert "image_size=32" in report.assumed  # 16 patches: a square, as far as one can tell
-    stated, report = load_checkpoint(tmp_path / "learned.pth", image_size=(16, 64), **heads)
-    assert_same_state(stated, model)
-    assert not report.changed and "positions for 2 x 8 patches" in str(report)
-    # A size that the file states wrongly gives way to one that fits.
-    wrong = {"model": from_native(full_state_dict(model), OFFICIAL), "args": argparse.Namespace(input_size=64)}
-    torch.save(wrong, tmp_path / "wrong.pth")
-    with pytest.raises(UserError, match="images of 64 pixels .* give the image_size that it was trained at"):
-        load_checkpoint(tmp_path / "wrong.pth", **heads)
-    assert_same_state(load_checkpoint(tmp_path / "wrong.pth", image_size=(16, 64), **heads)[0], model)
 
+def test_square_is_assumed_unless_a_rectangle_is_asked_for(rectangle, tmp_path):
+    path = save_torch(tmp_path / "learned.pth", from_native(full_state_dict(rectangle), OFFICIAL))
+    _, report = load_checkpoint(path, **TINY_HEADS)
+    assert "image_size=32" in report.assumed
+    stated, report = load_checkpoint(path, image_size=(16, 64), **TINY_HEADS)
+    assert_same_state(stated, rectangle)
+    assert not report.changed and "positions for 2 x 8 patches" in str(report)
+
+
+def test_image_size_that_a_file_states_wrongly_gives_way_to_one_that_fits(rectangle, tmp_path):
+    content = {"model": from_native(full_state_dict(rectangle), OFFICIAL), "args": argparse.Namespace(input_size=64)}
+    path = save_torch(tmp_path / "wrong.pth", content)
+    with pytest.raises(UserError, match="64 pixels .* image_size"):
+        load_checkpoint(path, **TINY_HEADS)
+    assert_same_state(load_checkpoint(path, image_size=(16, 64), **TINY_HEADS)[0], rectangle)
+
+
+def test_image_size_that_is_no_square_is_asked_for(tmp_path):
     model = make_model_of_kind("encoder", image_size=(24, 32))
     with torch.no_grad():
-        model.pos_embed.normal_()
-    torch.save(model.state_dict(), tmp_path / "odd.pth")
-    with pytest.raises(UserError, match="positions for 12 patches, which make no square: give the image_size"):
-        load_checkpoint(tmp_path / "odd.pth", num_attention_heads=2)
-    assert_same_state(load_checkpoint(tmp_path / "odd.pth", num_attention_heads=2, image_size=(24, 32))[0], model)
+        model.pos_embed.normal_(generator=torch.Generator().manual_seed(0))
+    path = save_torch(tmp_path / "odd.pth", model.state_dict())
+    with pytest.raises(UserError, match="12 patches.* image_size"):
+        load_checkpoint(path, num_attention_heads=2)
+    assert_same_state(load_checkpoint(path, num_attention_heads=2, image_size=(24, 32))[0], model)
 
 
 @pytest.mark.parametrize(
     "overrides, message",
     [
-        ({"num_attention_heads": 4}, "has num_attention_heads=2, which its weights are made for, not 4"),
-        ({"hidden_size": 48}, "has hidden_size=24, which"),
-        ({"decoder_num_hidden_layers": 1}, "has decoder_num_hidden_layers=3, which"),
-        ({"hidden_act": "relu"}, "has hidden_act='gelu', which"),
-        ({"hidden": 3}, "hidden is not a field of the configuration"),
-        ({"image_size": 33}, "image_size=33 is not divisible by patch_size=8"),
-        ({"mask_ratio": 0.01}, "the mask keeps 15 of 16|Pre-training needs visible and removed"),
+        ({"num_attention_heads": 4}, "num_attention_heads=2.* not 4"),
+        ({"hidden_size": 48}, "hidden_size=24.* not 48"),
+        ({"decoder_num_hidden_layers": 1}, "decoder_num_hidden_layers=3.* not 1"),
+        ({"hidden_act": "relu"}, "hidden_act='gelu'.* not 'relu'"),
+        ({"hidden": 3}, "hidden is not a field"),
+        ({"image_size": 33}, "image_size=33 .*patch_size=8"),
+        ({"mask_ratio": 0.0}, "16"),
         ({"masking": "stripes"}, "masking"),
-        ({"num_labels": -1}, "num_labels=-1 must be a number of labels"),
-        ({"id2label": ["a"]}, "id2label=.* must name each"),
-        ({"id2label": {0: "a"}, "num_labels": 2}, "must name each of num_labels=2"),
-        ({"num_channels": 0}, "num_channels=0 must be positive"),
+        ({"num_labels": -1}, "num_labels=-1"),
+        ({"id2label": ["a"]}, "id2label=.'a'"),
+        ({"id2label": {0: "a"}, "num_labels": 2}, "id2label=.* num_labels=2"),
+        ({"num_channels": 0}, "num_channels=0"),
         ({"num_channels": "1"}, "num_channels='1'"),
         ({"patch_size": None}, "patch_size=None"),
     ],
 )
 def test_impossible_override_is_refused(overrides, message, tmp_path):
     make_model_of_kind("pretraining").save_pretrained(tmp_path)
-    if overrides == {"mask_ratio": 0.01}:
-        load_checkpoint(tmp_path, **overrides)  # removes one
-        overrides = {"mask_ratio": 0.0}
     with pytest.raises(UserError, match=message):
         load_checkpoint(tmp_path, **overrides)
 
 
-def test_configuration_that_contradicts_the_tensors_is_refused(tmp_path):
-    make_model_of_kind("pretraining").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for change, message in [
-        ({"hidden_size": 48}, "says hidden_size=48, but its tensors have 24"),
-        ({"decoder_num_hidden_layers": 2}, "says decoder_num_hidden_layers=2, but its tensors have 3"),
-        ({"image_size": 64}, "positions for 16 patches; images of 64 pixels in patches of 8 have 64"),
-        ({"num_attention_heads": 5}, "hidden_size=24 must be divisible by num_attention_heads=5"),
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 48}, "hidden_size=48.* 24"),
+        ({"decoder_num_hidden_layers": 2}, "decoder_num_hidden_layers=2.* 3"),
+        ({"image_size": 64}, "16 patches.* 64 pixels in patches of 8 have 64"),
+        ({"num_attention_heads": 5}, "hidden_size=24 .*num_attention_heads=5"),
         ({"num_attention_heads": "2"}, "num_attention_heads"),
         ({"model_type": None}, "the model_type in its config.json is None"),
-        ({"model_type": []}, "the model_type in its config.json is ..,"),
+        ({"model_type": []}, "the model_type in its config.json is .."),
         ({"dtype": []}, "config.json"),
         ({"model_type": "bert"}, "the model_type in its config.json is 'bert'"),
-    ]:
-        (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
-        with pytest.raises(UserError, match=message):
-            load_checkpoint(tmp_path)
+        ({"id2label": ["cat"]}, "config.json|id2label"),
+    ],
+)
+def test_configuration_that_contradicts_the_tensors_is_refused(change, message, tmp_path):
+    make_model_of_kind("pretraining").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(UserError, match=message) as error:
+        load_checkpoint(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 def test_other_entries_of_a_configuration_are_kept(tmp_path):
