@@ -406,7 +406,7 @@ ERRORS = [
         ["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_attention_heads=4"],
         "num_attention_heads=2, wh",
     ),
-    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_channels=1"], "inflate_channels"),
+    (["--model_name_or_path", CHECKPOINT, "--config_overrides", "num_channels=1"], "say with inflate_channels how"),
 ]
 
 
