@@ -156,7 +156,7 @@ def build_model(
     except ValueError as error:
         raise UserError(first_line(error)) from None
     plan = make_plan(weights, model_class, inflate_channels=recipe.inflate_channels, **fields)
-    return build(plan, torch.float32), plan.found
+    return build(plan, torch.float32), plan.report
 
 
 def choose_statistics(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from mae.cli.data import short_data_name
-from mae.conversion.weights import hub_name
+from mae.conversion.hub_files import hub_name
 from mae.evaluation.reconstruction import picture_path
 from mae.evaluation.visualization import save_curve
 from mae.hub.cards import RunFacts, classification_card, pretraining_card

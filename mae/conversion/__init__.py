@@ -1,1 +1,1 @@
-"""Checkpoints in and out: official code, timm, ViTMAE and this package."""
+"""Load and save checkpoints of the official implementation, timm, transformers' ViTMAE and this package."""

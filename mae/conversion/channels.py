@@ -6,9 +6,8 @@ from torch import Tensor
 from mae.utils.errors import UserError
 
 
-# Channels
 def inflate_values(values: Tensor, num_channels: int, how: str) -> Tensor:
-    """One value a channel, along the first dimension, for another number of channels: their mean, or repeated."""
+    """Convert one value per channel, along the first dimension: their mean for each new channel, or repeated."""
     if how == "mean":
         return values.mean(dim=0, keepdim=True).expand(num_channels, *values.shape[1:])
     return values[torch.arange(num_channels) % len(values)]
@@ -16,21 +15,22 @@ def inflate_values(values: Tensor, num_channels: int, how: str) -> Tensor:
 
 def inflate(state: dict[str, Tensor], old: int, new: int, how: str | None) -> dict[str, Tensor]:
     """
-    Tensors for images of `new` channels from those for `old`, by our names.
+    Convert tensors, with native names, for images of `old` channels to images of `new` channels.
 
     Args:
         how:
-            "mean": every channel gets the mean of the old ones, so that of three to one a grey image gives what it
-            gave in three channels. "repeat": the old ones in turn. The patch projection is scaled by old / new,
-            which keeps its output's size; the decoder predicts for each new channel what it did for its origin.
+            "mean": every channel gets the mean of the old ones. From three channels to one, a grey image then gives
+            the same output as before in three channels. "repeat": the old ones in turn. The patch projection is
+            scaled by old / new, which keeps the size of its output. The decoder predicts each new channel as the old
+            one that it comes from.
 
     Raises:
-        UserError: where `how` is None, because what other channels mean is the user's to say.
+        UserError: if `how` is None, because only the user knows what the other channels mean.
     """
     if how not in ("mean", "repeat"):
         raise UserError(
-            f"The checkpoint is for {old} channels, not {new}: say with inflate_channels how the patch projection is "
-            f"to be inflated, mean or repeat{'' if how is None else f', not {how!r}'}."
+            f"The checkpoint is for {old} channels, not {new}: choose with inflate_channels how the patch projection "
+            f"is inflated, mean or repeat{'' if how is None else f', not {how!r}'}."
         )
     state = dict(state)
     name = "mae.patch_embed.proj.weight"

@@ -1,4 +1,4 @@
-"""A checkpoint in the code that it is for, against ours: the same images, the same masks."""
+"""Compare a model of this package with another implementation: the same images and masks through both."""
 
 import copy
 import importlib.util
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import ViTMAEForPreTraining, ViTMAEModel
 
 from configuration_mae import to_pair
-from mae.conversion.layouts import OFFICIAL, VIT_MAE, from_ours
+from mae.conversion.layouts import OFFICIAL, VIT_MAE, from_native
 from mae.conversion.loading import quiet
 from mae.conversion.saving import check_expressible, full_state_dict, timm_arguments, vit_mae_config
 from mae.utils.errors import UserError
@@ -19,16 +19,18 @@ from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel,
 @torch.no_grad()
 def compare_forward(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str) -> tuple[str, float, float]:
     """
-    Runs one random image, with one random mask, through a model of ours and another implementation, in float32.
+    Run one random image, with one random mask, through a model and another implementation of it, in float32.
 
     Args:
-        model: Ours.
-        tensors: Its weights by the names of `layout`, as they are in a file. ViTMAE and timm read theirs by
-            themselves; for the other layouts, whose code is no package, they get ours by our tables.
+        model: A model of this package.
+        tensors: Its weights by the names of `layout`, as they are in a file. ViTMAE and timm load them by themselves.
+            If the layout has no installed implementation, they get the model's own tensors by the key tables.
 
     Returns:
-        The other implementation's name, the largest difference of the outputs, and the largest output. A `LookupError`
-        where no implementation that is installed has such a model.
+        The other implementation's name, the largest difference of the outputs, and its largest output.
+
+    Raises:
+        LookupError: if no installed implementation has such a model.
     """
     model = copy.deepcopy(model).float().eval()
     config = model.config
@@ -36,26 +38,26 @@ def compare_forward(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layou
     pixel_values = torch.randn(1, config.num_channels, *to_pair(config.image_size), generator=generator)
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     if isinstance(model, MAEForPreTraining):
-        config.masking = "random"  # the only one that others have
+        config.masking = "random"  # the only kind that other implementations have
         noise = torch.rand(1, config.num_patches, generator=generator)
-        theirs = _vit_mae(model, tensors, layout)(pixel_values, noise=noise).logits
-        return "transformers' ViTMAE", *_difference(model(pixel_values, noise=noise).logits, theirs)
+        expected = _vit_mae(model, tensors, layout)(pixel_values, noise=noise).logits
+        return "transformers' ViTMAE", *_difference(model(pixel_values, noise=noise).logits, expected)
     outputs = model(pixel_values)
-    ours = outputs.logits if isinstance(model, MAEForImageClassification) else outputs.last_hidden_state
+    actual = outputs.logits if isinstance(model, MAEForImageClassification) else outputs.last_hidden_state
     if layout != "vit_mae" and config.hidden_act == "gelu" and importlib.util.find_spec("timm"):
         vit = _timm(model, tensors, layout)
-        theirs = vit.forward_features(pixel_values) if isinstance(model, MAEModel) else vit(pixel_values)
-        return "timm", *_difference(ours, theirs)
+        expected = vit.forward_features(pixel_values) if isinstance(model, MAEModel) else vit(pixel_values)
+        return "timm", *_difference(actual, expected)
     if isinstance(model, MAEForImageClassification):
         raise LookupError("timm, which has this model, is not installed or has no such activation")
     # ViTMAE always masks: with a ratio of 0 and rising noise nothing is removed or moved.
     noise = torch.arange(config.num_patches, dtype=torch.float)[None]
-    theirs = _vit_mae(model, tensors, layout)(pixel_values, noise=noise).last_hidden_state
-    return "transformers' ViTMAE", *_difference(ours, theirs)
+    expected = _vit_mae(model, tensors, layout)(pixel_values, noise=noise).last_hidden_state
+    return "transformers' ViTMAE", *_difference(actual, expected)
 
 
-def _difference(ours: Tensor, theirs: Tensor) -> tuple[float, float]:
-    return (ours - theirs).abs().max().item(), theirs.abs().max().item()
+def _difference(actual: Tensor, expected: Tensor) -> tuple[float, float]:
+    return (actual - expected).abs().max().item(), expected.abs().max().item()
 
 
 def _vit_mae(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str) -> nn.Module:
@@ -67,7 +69,7 @@ def _vit_mae(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str)
     if isinstance(model, MAEModel):
         cls, config.mask_ratio = ViTMAEModel, 0.0
     if layout != "vit_mae":
-        tensors = from_ours(full_state_dict(model), VIT_MAE)
+        tensors = from_native(full_state_dict(model), VIT_MAE)
     with quiet():
         return cls.from_pretrained(None, config=config, state_dict=tensors).eval()
 
@@ -81,5 +83,5 @@ def _timm(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layout: str) ->
         raise LookupError("no other implementation has a batch norm before the classifier")
     norm_layer = partial(nn.LayerNorm, eps=model.config.layer_norm_eps)
     vit = VisionTransformer(**timm_arguments(model), norm_layer=norm_layer)
-    vit.load_state_dict(from_ours(full_state_dict(model), OFFICIAL) if layout == "mae" else tensors)
+    vit.load_state_dict(from_native(full_state_dict(model), OFFICIAL) if layout == "mae" else tensors)
     return vit.eval()

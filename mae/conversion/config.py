@@ -1,25 +1,52 @@
-"""What the files around a checkpoint say of its model: configurations, processors, arguments of the trainer."""
+"""
+The configuration of a checkpoint: what its tensors fix, what its files state, and which of them wins.
+
+Fields are those of [`MAEConfig`]. Settings that nothing states are assumed, and reported.
+"""
 
 import math
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair, to_size
+from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate_values
 from mae.conversion.layouts import count_blocks, has_part
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights
-from mae.utils.errors import UserError, first_line
+from mae.utils.errors import UserError, configuration_errors
 from mae.utils.files import CONFIG_FILE
 from modeling_mae import sincos_positions
 
 
+# Entries of config.json that are about the file, not about the model.
+_OF_THE_FILE = {"architectures", "auto_map", "dtype", "torch_dtype", "model_type", "transformers_version"}
+# Entries of timm's model_args: read from the tensors, translated below, or without effect on what the model computes
+# of an image of its own size.
+_TIMM_FROM_TENSORS = {"patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "num_classes"}
+_TIMM_FROM_TENSORS |= {"fc_norm", "class_token"}
+_TIMM_TRANSLATED = {"img_size", "num_heads", "global_pool", "act_layer"}
+_TIMM_UNUSED = {"drop_rate", "proj_drop_rate", "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"}
+_TIMM_UNUSED |= {"dynamic_img_size", "strict_img_size", "patch_drop_rate"}
+# Arguments of the official trainer -> fields.
+_TRAINER_ARGUMENTS = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_ratio", "input_size": "image_size"}
+# Fields that may differ from the checkpoint, whose tensors then still mean the same: no tensor depends on them, or it
+# is resampled, inflated or newly initialised, which is reported.
+_FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
+_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
+_DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
+# Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
+_KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
+
+
+# What tensors fix
+
+
 def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The fields of a configuration that tensors, by our names, fix. They may be on the meta device."""
+    """Read the fields that tensors with native names fix. They may be on the meta device."""
     height, width = state["mae.patch_embed.proj.weight"].shape[2:]
     sizes: dict[str, Any] = {
         "hidden_size": state["mae.patch_embed.proj.weight"].shape[0],
@@ -33,7 +60,7 @@ def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
         sizes["decoder_hidden_size"] = state["decoder.mask_token"].shape[-1]
         sizes["decoder_num_hidden_layers"] = count_blocks(state, "decoder.blocks")
         sizes["decoder_intermediate_size"] = state["decoder.blocks.0.mlp.fc1.weight"].shape[0]
-    else:  # in pre-training there is a norm whatever the pooling
+    else:  # a pre-training model has a norm with any pooling
         sizes["pooling"] = "cls" if has_part(state, "mae.norm") else "mean"
     if has_part(state, "head") or has_part(state, "fc_norm"):
         heads = [state[name].shape[0] for name in ("head.weight", "head.bias") if name in state]
@@ -43,7 +70,7 @@ def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
 
 def find_grid(pos_embed: Tensor) -> tuple[tuple[int, int] | None, bool]:
     """
-    The patch grid (rows, columns) of a position table `(1, 1 + L, D)`, and whether it is certain: the grid whose
+    Find the patch grid (rows, columns) of a position table `(1, 1 + L, D)`, and whether it is certain: the grid whose
     sin-cos table it is, else the square one, else None.
     """
     num_patches, dim = pos_embed.shape[1] - 1, pos_embed.shape[2]
@@ -57,29 +84,11 @@ def find_grid(pos_embed: Tensor) -> tuple[tuple[int, int] | None, bool]:
     return ((side, side), False) if side and side * side == num_patches else (None, False)
 
 
-# What of config.json is not the model's.
-_OF_THE_FILE = {"architectures", "auto_map", "dtype", "torch_dtype", "model_type", "transformers_version"}
-# What timm's model_args may hold: read off the tensors, translated below, or without a part in what the model computes
-# of an image of its own size.
-_TIMM_FROM_TENSORS = {"patch_size", "in_chans", "embed_dim", "depth", "mlp_ratio", "qkv_bias", "num_classes"}
-_TIMM_FROM_TENSORS |= {"fc_norm", "class_token"}
-_TIMM_TRANSLATED = {"img_size", "num_heads", "global_pool", "act_layer"}
-_TIMM_UNUSED = {"drop_rate", "proj_drop_rate", "pos_drop_rate", "attn_drop_rate", "drop_path_rate", "weight_init"}
-_TIMM_UNUSED |= {"dynamic_img_size", "strict_img_size", "patch_drop_rate"}
-
-
-def make_config(source: str, fields: dict[str, Any]) -> MAEConfig:
-    """The configuration of some fields; a `UserError` that names the source where it is impossible."""
-    try:
-        return MAEConfig(**fields)
-    except StrictDataclassError as error:
-        raise UserError(f"{source}: {error.__cause__ or error}") from None
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-        raise UserError(f"{source}: {first_line(error)}") from None
+# What files state
 
 
 def config_type(weights: Weights) -> str | None:
-    """Whose the `config.json` is: "mae", "vit_mae", "timm"; None where there is none."""
+    """The kind of a `config.json`: "mae", "vit_mae" or "timm"; None if there is none."""
     if weights.config is None:
         return None
     model_type = weights.config.get("model_type")
@@ -88,33 +97,18 @@ def config_type(weights: Weights) -> str | None:
     if model_type not in ("mae", "vit_mae"):
         raise UserError(
             f"{weights.source} is not a Masked Autoencoder: the model_type in its {CONFIG_FILE} is {model_type!r}, "
-            "not mae, vit_mae or timm's."
+            "not mae or vit_mae, and it is not of timm."
         )
     return model_type
 
 
 def stated_fields(weights: Weights) -> dict[str, Any]:
-    """Fields of our configuration, as far as anything beside the tensors says them."""
-    fields: dict[str, Any] = {}
-    model_type, config = config_type(weights), weights.config or {}
-    names = list(MAEConfig.__annotations__)
-    try:
-        if model_type == "mae":
-            parsed = MAEConfig.from_dict(config)
-            fields = {name: getattr(parsed, name) for name in (*names, *LABEL_FIELDS)}
-            more = config.keys() - fields.keys() - _OF_THE_FILE
-            fields |= {name: config[name] for name in more if not name.startswith("_")}
-        elif model_type == "vit_mae":
-            parsed = ViTMAEConfig.from_dict(config)
-            fields = {name: getattr(parsed, name) for name in names if hasattr(parsed, name)}
-        elif model_type == "timm":
-            fields = _timm_fields(weights.source, config)
-    except StrictDataclassError as error:
-        raise UserError(f"{weights.source}: {CONFIG_FILE}: {error.__cause__ or error}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{weights.source}: {CONFIG_FILE} cannot be understood: {first_line(error)}") from None
+    """Read the fields that anything beside the tensors states."""
+    model_type = config_type(weights)
+    with configuration_errors(f"{weights.source}: {CONFIG_FILE}: "):
+        fields = _config_fields(weights.source, model_type, weights.config or {})
 
-    # What images are normalised by is the processor's to say, also where a user changed it in a directory of ours.
+    # mean and std come from the processor, which wins over config.json: users edit it.
     processor = weights.processor or {}
     if "image_mean" in processor and "image_std" in processor:
         mean, std = processor["image_mean"], processor["image_std"]
@@ -122,20 +116,30 @@ def stated_fields(weights: Weights) -> dict[str, Any]:
             mean, std = (0.0, 1.0) if fields.get("num_channels", 3) == 3 else (None, None)
         fields |= {"image_mean": mean, "image_std": std}
 
-    stated = {name: value for name, value in weights.metadata.items() if name in (*names, *LABEL_FIELDS)}
-    arguments = weights.metadata.get("args")  # of the official trainer
-    its_names = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_ratio", "image_size": "input_size"}
-    for ours, theirs in its_names.items() if isinstance(arguments, dict) else ():
-        if theirs in arguments:
-            stated[ours] = arguments[theirs]
+    stated = {name: value for name, value in weights.metadata.items() if name in (*CONFIG_FIELDS, *LABEL_FIELDS)}
+    arguments = weights.metadata.get("args")
+    if isinstance(arguments, dict):
+        stated |= {field: arguments[name] for name, field in _TRAINER_ARGUMENTS.items() if name in arguments}
     fields = stated | fields
     if not isinstance(fields.get("id2label") or {}, dict):
         raise UserError(f"{weights.source}: id2label={fields['id2label']!r} must be a dictionary.")
     return fields
 
 
+def _config_fields(source: str, model_type: str | None, config: dict[str, Any]) -> dict[str, Any]:
+    """Fields of a `config.json`."""
+    if model_type == "mae":
+        parsed = MAEConfig.from_dict(config)
+        fields = {name: getattr(parsed, name) for name in (*CONFIG_FIELDS, *LABEL_FIELDS)}
+        more = config.keys() - fields.keys() - _OF_THE_FILE
+        return fields | {name: config[name] for name in more if not name.startswith("_")}
+    if model_type == "vit_mae":
+        parsed = ViTMAEConfig.from_dict(config)
+        return {name: getattr(parsed, name) for name in CONFIG_FIELDS if hasattr(parsed, name)}
+    return _timm_fields(source, config) if model_type == "timm" else {}
+
+
 def _timm_fields(source: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Our fields of a timm configuration."""
     arguments, pretrained = config.get("model_args") or {}, config.get("pretrained_cfg") or config
     known = _TIMM_FROM_TENSORS | _TIMM_TRANSLATED | _TIMM_UNUSED
     other = [f"{name}={value!r}" for name, value in arguments.items() if name not in known and value is not None]
@@ -156,28 +160,25 @@ def _timm_fields(source: str, config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-# What may differ from the checkpoint without making its tensors mean something else: nothing depends on it, or it is
-# resampled, inflated or made anew, which is said.
-_FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
-_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
-_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
-_DECODER_FIELDS = {name for name in MAEConfig.__annotations__ if name.startswith("decoder_")}
-# Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
-_KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
+# Which one wins
 
 
-def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Overrides that are fields of the configuration, each by itself of the right type."""
+def make_config(source: str, fields: dict[str, Any]) -> MAEConfig:
+    """Make a configuration; a `UserError` names the source if its fields are impossible."""
+    with configuration_errors(f"{source}: "):
+        return MAEConfig(**fields)
+
+
+def check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Check that overrides are fields of the configuration, each by itself of the right type."""
     overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
     scratch = MAEConfig()
     for name, value in overrides.items():
-        if name not in MAEConfig.__annotations__ and name not in LABEL_FIELDS:
+        if name not in CONFIG_FIELDS and name not in LABEL_FIELDS:
             raise UserError(f"{name} is not a field of the configuration.")
-        try:
-            if name in MAEConfig.__annotations__:
+        if name in CONFIG_FIELDS:
+            with configuration_errors(f"{name}={value!r}: "):
                 setattr(scratch, name, value)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            raise UserError(f"{name}={value!r}: {first_line(error.__cause__ or error)}") from None
     id2label, num_labels = overrides.get("id2label"), overrides.get("num_labels")
     if id2label is not None:
         if not isinstance(id2label, dict) or num_labels not in (None, len(id2label)):
@@ -190,66 +191,64 @@ def _checked(overrides: dict[str, Any]) -> dict[str, Any]:
     return overrides
 
 
-def _own_config(
-    weights: Weights, layout: str, state: dict[str, Tensor], overrides: dict[str, Any], found: LoadReport
-) -> tuple[MAEConfig, dict[str, Any]]:
-    """The configuration of the checkpoint as it is, and its fields; overrides say what nothing else does."""
-    source, pos_embed = weights.source, state["mae.pos_embed"]
-    fields, sizes = stated_fields(weights), read_sizes(state)
-    has_decoder = "decoder_hidden_size" in sizes
+def own_fields(
+    weights: Weights, layout: str, state: dict[str, Tensor], overrides: dict[str, Any], report: LoadReport
+) -> dict[str, Any]:
+    """The fields of the checkpoint as it is. Overrides count only if nothing in it states a field."""
+    source, sizes = weights.source, read_sizes(state)
     if layout == "vit_mae":
-        sizes["pooling"] = "cls"  # it has no other, and so no encoder without a last norm
-    for name in sizes.keys() & fields.keys():
-        # An encoder of ours may be stored with the norm that its pooling does without, and has no labels.
-        optional = name == "pooling" and config_type(weights) == "mae"
-        if not optional and _comparable(fields[name]) != _comparable(sizes[name]):
-            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
-    fields = {**sizes, **fields}
+        sizes["pooling"] = "cls"  # its only one, so that its encoder always has a last norm
+    fields = _merge(weights, sizes)
+    has_decoder = "decoder_hidden_size" in sizes
     for name, value in overrides.items():
         free = name in _FREE_FIELDS or (name in _DECODER_FIELDS and not has_decoder)
         if not free and name in fields and fields[name] != value:
             raise UserError(f"{source} has {name}={fields[name]!r}, which its weights are made for, not {value!r}.")
-
-    for prefix, known in _KNOWN_HEADS.items():
-        name, width = f"{prefix}num_attention_heads", fields.get(f"{prefix}hidden_size")
-        if name in fields or (prefix and not has_decoder):
-            continue
-        if name not in overrides and width not in known:
-            raise UserError(
-                f"{source} does not say how many heads its attention has, and {width} is no width of the released "
-                f"models ({', '.join(map(str, known))}): give {name}."
-            )
-        if name not in overrides:
-            found.assumed.append(f"{name}={known[width]}, as in the released models of this width")
-        fields[name] = overrides.get(name, known.get(width))
-    fields["image_size"] = _own_image_size(source, fields, overrides.get("image_size"), pos_embed, found)
-    if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
-        found.assumed.append("pooling=mean, because there is no last norm")
-    if has_decoder and "norm_pix_loss" not in {**fields, **overrides}:
-        found.assumed.append("norm_pix_loss=False")
-    if "image_mean" not in {**fields, **overrides} and fields["num_channels"] == 3:
-        found.assumed.append("image_mean and image_std of ImageNet")
+    for prefix in ("", "decoder_") if has_decoder else ("",):
+        name = f"{prefix}num_attention_heads"
+        if name not in fields:
+            fields[name] = overrides[name] if name in overrides else _known_heads(source, prefix, fields, report)
+    fields["image_size"] = _own_image_size(source, fields, overrides.get("image_size"), state["mae.pos_embed"], report)
+    _report_assumptions(fields, overrides, has_decoder, report)
     if (weights.config or {}).get("hidden_dropout_prob"):
-        found.changed.append("hidden_dropout_prob left out, which this model does not have")
+        report.changed.append("hidden_dropout_prob left out, which this model does not have")
+    return fields
+
+
+def _merge(weights: Weights, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Stated fields and sizes of tensors together; a `UserError` if they contradict each other."""
+    source, fields = weights.source, stated_fields(weights)
+    for name in sizes.keys() & fields.keys():
+        # A native encoder may be stored with the norm that its pooling does without, and has no labels.
+        optional = name == "pooling" and config_type(weights) == "mae"
+        if not optional and _comparable(fields[name]) != _comparable(sizes[name]):
+            raise UserError(f"{source} says {name}={fields[name]!r}, but its tensors have {sizes[name]!r}.")
+    fields = {**sizes, **fields}
     if fields.get("id2label") and len(fields["id2label"]) != fields.get("num_labels", len(fields["id2label"])):
         raise UserError(f"{source} has {fields['num_labels']} labels, but names of {len(fields['id2label'])}.")
-    return make_config(source, fields), fields
-
-
-def _names_of(config: MAEConfig) -> list[str] | None:
-    """The names of its classes; None where they have none but their numbers."""
-    names = list((config.id2label or {}).values())
-    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names
+    return fields
 
 
 def _comparable(value: Any) -> Any:
     return to_pair(value) if isinstance(value, (list, tuple)) else (value, value) if type(value) is int else value
 
 
+def _known_heads(source: str, prefix: str, fields: dict[str, Any], report: LoadReport) -> int:
+    """The number of heads of the released models of this width; `prefix` is "" or "decoder_"."""
+    name, width, known = f"{prefix}num_attention_heads", fields.get(f"{prefix}hidden_size"), _KNOWN_HEADS[prefix]
+    if width not in known:
+        raise UserError(
+            f"{source} does not say how many heads its attention has, and {width} is no width of the released models "
+            f"({', '.join(map(str, known))}): give {name}."
+        )
+    report.assumed.append(f"{name}={known[width]}, as in the released models of this width")
+    return known[width]
+
+
 def _own_image_size(
-    source: str, fields: dict[str, Any], asked: int | tuple[int, int] | None, pos_embed: Tensor, found: LoadReport
+    source: str, fields: dict[str, Any], asked: int | tuple[int, int] | None, pos_embed: Tensor, report: LoadReport
 ) -> int | tuple[int, int]:
-    """What images the position table is for: as stated, as it shows itself, as asked for, or the square."""
+    """The image size of the position table: as stated, as the table shows, as asked for, or the square one."""
     patch_size, num_patches = to_pair(fields["patch_size"]), pos_embed.shape[1] - 1
 
     def grid_of(size: Any) -> tuple[int, ...]:
@@ -266,7 +265,7 @@ def _own_image_size(
         return to_size(count * side for count, side in zip(grid, patch_size))
     if asked is not None and math.prod(grid_of(asked)) == num_patches:
         rows, columns = grid_of(asked)
-        found.assumed.append(f"positions for {rows} x {columns} patches, as image_size={asked} has them")
+        report.assumed.append(f"positions for {rows} x {columns} patches, as image_size={asked} has them")
         return asked
     if stated is not None:
         raise UserError(
@@ -279,33 +278,59 @@ def _own_image_size(
             "width) that it was trained at."
         )
     size = to_size(count * side for count, side in zip(grid, patch_size))
-    found.assumed.append(f"image_size={size}")
+    report.assumed.append(f"image_size={size}")
     return size
 
 
-def _wanted_fields(
+def _report_assumptions(
+    fields: dict[str, Any], overrides: dict[str, Any], has_decoder: bool, report: LoadReport
+) -> None:
+    known = {**fields, **overrides}
+    if not has_decoder and fields["pooling"] == "mean" and "num_labels" not in fields:
+        report.assumed.append("pooling=mean, because there is no last norm")
+    if has_decoder and "norm_pix_loss" not in known:
+        report.assumed.append("norm_pix_loss=False")
+    if "image_mean" not in known and fields["num_channels"] == 3:
+        report.assumed.append("image_mean and image_std of ImageNet")
+
+
+def target_fields(
     source: str,
     own: MAEConfig,
     fields: dict[str, Any],
     overrides: dict[str, Any],
     inflate_channels: str | None,
-    found: LoadReport,
-) -> tuple[dict[str, Any], int | tuple[int, int]]:
-    """The fields of the wanted model, and its image size."""
-    wanted = {**fields, **overrides}
+    report: LoadReport,
+) -> dict[str, Any]:
+    """The fields of the model that the user asks for: those of the checkpoint, with overrides."""
+    target = {**fields, **overrides}
     if "num_labels" in overrides and overrides["num_labels"] != fields.get("num_labels"):
-        wanted = {name: wanted[name] for name in wanted if name in overrides or name not in ("id2label", "label2id")}
-    channels = wanted["num_channels"]
+        target = {name: target[name] for name in target if name in overrides or name not in ("id2label", "label2id")}
+    channels = target["num_channels"]
     if inflate_channels is not None and channels == own.num_channels:
         raise UserError(f"inflate_channels={inflate_channels} has nothing to do: {source} has {channels} channels.")
     if channels != own.num_channels and not {"image_mean", "image_std"} <= overrides.keys():
-        if own.image_mean is None:
-            statistics = ([0.0] * channels, [1.0] * channels) if channels == 3 else (None, None)
-        elif inflate_channels in ("mean", "repeat"):
-            own_statistics = (torch.tensor(own.image_mean), torch.tensor(own.image_std))
-            statistics = [inflate_values(values, channels, inflate_channels).tolist() for values in own_statistics]
-        else:
-            statistics = (None, None)
-        wanted["image_mean"], wanted["image_std"] = statistics
-        found.changed.append(f"image_mean={wanted['image_mean']} and image_std={wanted['image_std']}")
-    return wanted, overrides.get("image_size", own.image_size)
+        target["image_mean"], target["image_std"] = _inflate_statistics(own, channels, inflate_channels)
+        report.changed.append(f"image_mean={target['image_mean']} and image_std={target['image_std']}")
+    return target
+
+
+def _inflate_statistics(
+    own: MAEConfig, channels: int, inflate_channels: str | None
+) -> tuple[list[float] | None, list[float] | None]:
+    """The mean and std of images with another number of channels; None leaves them open."""
+    if own.image_mean is None and channels == 3:  # not those of ImageNet, which are the default of three channels
+        return [0.0] * channels, [1.0] * channels
+    if own.image_mean is None or inflate_channels not in ("mean", "repeat"):
+        return None, None
+    mean, std = (
+        inflate_values(torch.tensor(values), channels, inflate_channels).tolist()
+        for values in (own.image_mean, own.image_std)
+    )
+    return mean, std
+
+
+def class_names(config: MAEConfig) -> list[str] | None:
+    """The names of the classes; None if they are only numbers."""
+    names = list((config.id2label or {}).values())
+    return None if names == [f"LABEL_{index}" for index in range(len(names))] else names

@@ -1,12 +1,13 @@
 """
-Checkpoints of other codes: which tensor of theirs is which of ours, in both directions.
+Key tables: names of tensors in each layout, and their translation in both directions.
 
-    official   the official code's files: encoder, encoder and decoder, fine-tuned (mean pooling or cls)
-    timm       its ViTs: the official names, without a decoder
-    vit_mae    transformers' ViTMAE, by all three of its spellings
-    mae        ours
+    official   files of the official implementation: encoder, encoder and decoder, fine-tuned (mean pooling or cls)
+    timm       timm's ViTs: the official names, without a decoder
+    vit_mae    transformers' ViTMAE, in all three of its spellings
+    mae        this package
 
-Tensors may be on the meta device.
+"Native" names are those of this package's larger models, for example `mae.blocks.0.norm1.weight`. Tensors may be on
+the meta device.
 """
 
 import re
@@ -19,18 +20,17 @@ from torch import Tensor
 from mae.utils.errors import UserError
 
 
-# Names
 @dataclass(frozen=True)
 class Layout:
     """
-    The names of one code for our tensors, which are named as in [`MAEForPreTraining`] and
-    [`MAEForImageClassification`].
+    The names that one implementation gives to the native tensors of [`MAEForPreTraining`] and
+    [`MAEForImageClassification`]. Each field maps native names to names of the layout.
 
     Args:
-        parameters: Ours -> theirs, of single tensors.
-        modules: Ours -> theirs, of what has a `.weight` and a `.bias`.
-        blocks: Ours -> theirs, of what is numbered: the blocks.
-        block: Ours -> theirs within a block; three of theirs are query, key and value, one fused tensor of ours.
+        parameters: Single tensors.
+        modules: Modules with a `.weight` and a `.bias`.
+        blocks: Lists of blocks, which are numbered.
+        block: Modules within a block. Three names are query, key and value, which are one fused native tensor.
     """
 
     parameters: dict[str, str]
@@ -39,29 +39,29 @@ class Layout:
     block: dict[str, str | tuple[str, str, str]]
 
     def table(self, names: Collection[str]) -> dict[str, str | tuple[str, ...]]:
-        """Our tensor -> theirs, or the three that it is fused from; of as many blocks as `names` (theirs) have."""
+        """Native tensor -> its name here, or the three that it is fused from; for as many blocks as `names` have."""
         modules: dict[str, str | tuple[str, ...]] = dict(self.modules)
-        for ours, theirs in self.blocks.items():
-            for index in range(count_blocks(names, theirs)):
-                for module, their_module in self.block.items():
-                    parts = (their_module,) if isinstance(their_module, str) else their_module
-                    parts = tuple(f"{theirs}.{index}.{part}" for part in parts)
-                    modules[f"{ours}.{index}.{module}"] = parts[0] if len(parts) == 1 else parts
+        for native_blocks, blocks in self.blocks.items():
+            for index in range(count_blocks(names, blocks)):
+                for native_module, module in self.block.items():
+                    parts = (module,) if isinstance(module, str) else module
+                    parts = tuple(f"{blocks}.{index}.{part}" for part in parts)
+                    modules[f"{native_blocks}.{index}.{native_module}"] = parts[0] if len(parts) == 1 else parts
         table: dict[str, str | tuple[str, ...]] = dict(self.parameters)
-        for ours, theirs in modules.items():
+        for native, module in modules.items():
             for kind in ("weight", "bias"):
-                whole = f"{theirs}.{kind}" if isinstance(theirs, str) else tuple(f"{part}.{kind}" for part in theirs)
-                table[f"{ours}.{kind}"] = whole
+                whole = f"{module}.{kind}" if isinstance(module, str) else tuple(f"{part}.{kind}" for part in module)
+                table[f"{native}.{kind}"] = whole
         return table
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """How many blocks of a prefix there are: one more than the highest number."""
+    """Count the blocks of a prefix: one more than the highest number."""
     numbers = [int(match[1]) for name in names if (match := re.match(re.escape(prefix) + r"\.(\d{1,3})\.", name))]
     return max(numbers, default=-1) + 1
 
 
-# Also those of MAEModel.
+# The names of MAEModel are the official ones, too.
 OFFICIAL = Layout(
     parameters={
         "mae.cls_token": "cls_token",
@@ -88,14 +88,14 @@ OFFICIAL = Layout(
         "mlp.fc2": "mlp.fc2",
     },
 )
-OURS = Layout(*({ours: ours for ours in names} for names in vars(OFFICIAL).values()))
-# The batch norm of a linear probe, which the others have no place for.
+NATIVE = Layout(*({name: name for name in names} for names in vars(OFFICIAL).values()))
+# The batch norm of a linear probe, which only this package saves.
 _BATCH_NORM = [f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
-OURS.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))
+NATIVE.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))
 TIMM = replace(
     OFFICIAL,
-    parameters={ours: theirs for ours, theirs in OFFICIAL.parameters.items() if ours.startswith("mae.")},
-    modules={ours: theirs for ours, theirs in OFFICIAL.modules.items() if not ours.startswith("decoder.")},
+    parameters={native: name for native, name in OFFICIAL.parameters.items() if native.startswith("mae.")},
+    modules={native: name for native, name in OFFICIAL.modules.items() if not native.startswith("decoder.")},
     blocks={"mae.blocks": "blocks"},
 )
 # The files on the Hub.
@@ -123,7 +123,7 @@ VIT_MAE = Layout(
         "mlp.fc2": "output.dense",
     },
 )
-# What save_pretrained of transformers 5 writes.
+# The files that save_pretrained of transformers 5 writes.
 VIT_MAE_SAVED_BY_5 = replace(
     VIT_MAE, blocks={"mae.blocks": "vit.encoder.layer", "decoder.blocks": "decoder.decoder_encoder.layer"}
 )
@@ -140,57 +140,73 @@ VIT_MAE_IN_MEMORY = replace(
         "mlp.fc2": "mlp.fc2",
     },
 )
-# Name of a layout -> its spellings; the first is the one that is written.
+# Name of a layout -> its spellings; the first one is written.
 LAYOUTS = {
-    "mae": (OURS, OFFICIAL),
+    "mae": (NATIVE, OFFICIAL),
     "official": (OFFICIAL,),
     "timm": (TIMM,),
     "vit_mae": (VIT_MAE, VIT_MAE_SAVED_BY_5, VIT_MAE_IN_MEMORY),
 }
 
 
-def to_ours(tensors: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by our names, and the names of those that the layout does not know."""
-    # ViTMAEModel's own names have no prefix.
-    bare = any(name.startswith("embeddings.") for name in tensors)
-    theirs_of = {(f"vit.{name}" if bare else name): name for name in tensors}
+def _full_names(names: Iterable[str]) -> dict[str, str]:
+    """Name with the prefix of ViTMAEForPreTraining -> name; those of ViTMAEModel have no prefix."""
+    names = list(names)
+    prefix = "vit." if any(name.startswith("embeddings.") for name in names) else ""
+    return {f"{prefix}{name}": name for name in names}
+
+
+def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
+
+
+def to_native(tensors: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """Translate tensors to native names; also returns the names that the layout does not know."""
+    name_of = _full_names(tensors)
     state, used = {}, set()
-    for ours, theirs in layout.table(theirs_of).items():
-        parts = [theirs] if isinstance(theirs, str) else list(theirs)
-        if all(part in theirs_of for part in parts):
-            found = [tensors[theirs_of[part]] for part in parts]
+    for native, names in layout.table(name_of).items():
+        parts = _parts(names)
+        if all(part in name_of for part in parts):
+            found = [tensors[name_of[part]] for part in parts]
             if len({tuple(tensor.shape) for tensor in found}) > 1:
                 raise UserError(f"{', '.join(parts)} must have one shape, not {[tuple(t.shape) for t in found]}.")
-            state[ours] = found[0] if len(found) == 1 else torch.cat(found)
-            used.update(theirs_of[part] for part in parts)
+            state[native] = found[0] if len(found) == 1 else torch.cat(found)
+            used.update(name_of[part] for part in parts)
     return state, [name for name in tensors if name not in used]
 
 
-def spelling_of(tensors: dict[str, Tensor], layout: str) -> Layout:
-    """The spelling of a layout that knows most of the tensors."""
-    return min(LAYOUTS[layout], key=lambda spelling: len(to_ours(tensors, spelling)[1]))
+def num_unknown(names: Collection[str], layout: Layout) -> int:
+    """Count the names that a layout does not know."""
+    full_names = _full_names(names)
+    known = {part for parts in layout.table(full_names).values() for part in _parts(parts)}
+    return len(full_names.keys() - known)
+
+
+def spelling_of(names: Collection[str], layout: str) -> Layout:
+    """The spelling of a layout that knows most of the names."""
+    return min(LAYOUTS[layout], key=lambda spelling: num_unknown(names, spelling))
 
 
 def names_in(layout: Layout, names: Iterable[str]) -> dict[str, str | tuple[str, ...]]:
-    """Our tensors among `names` -> theirs; without those that the layout has no name for."""
+    """Native names -> names in a layout, without those that it has no place for."""
     names = list(names)
-    last = [f"{theirs}.{count_blocks(names, ours) - 1}." for ours, theirs in layout.blocks.items()]
+    last = [f"{blocks}.{count_blocks(names, native_blocks) - 1}." for native_blocks, blocks in layout.blocks.items()]
     table = layout.table(last)
     return {name: table[name] for name in names if name in table}
 
 
-def from_ours(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Tensors by the layout's names, without those that it has no name for."""
+def from_native(state: dict[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Translate tensors with native names to a layout, without those that it has no place for."""
     tensors = {}
-    for ours, theirs in names_in(layout, state).items():
-        if isinstance(theirs, str):
-            tensors[theirs] = state[ours]
+    for native, names in names_in(layout, state).items():
+        if isinstance(names, str):
+            tensors[names] = state[native]
         else:
             # Copies, because a file cannot hold tensors that share their memory.
-            tensors |= {part: third.clone() for part, third in zip(theirs, state[ours].chunk(3))}
+            tensors |= {part: third.clone() for part, third in zip(names, state[native].chunk(3))}
     return tensors
 
 
 def has_part(names: Iterable[str], part: str) -> bool:
-    """Whether there is any tensor of "decoder", "head" and so on."""
+    """Whether there is any tensor of a part, such as "decoder" or "head"."""
     return any(name.startswith(f"{part}.") for name in names)

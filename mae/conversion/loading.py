@@ -1,7 +1,7 @@
 """
-Any Masked Autoencoder checkpoint -> a model of ours.
+Load any Masked Autoencoder checkpoint.
 
-Every tensor is accounted for: what is not understood is refused, what is newly initialised or left out is told.
+Every tensor is accounted for: an unknown one is refused, a newly initialised or left out one is reported.
 """
 
 from collections.abc import Iterator
@@ -16,15 +16,16 @@ from transformers.utils import logging
 
 from configuration_mae import MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate
-from mae.conversion.config import _checked, _names_of, _own_config, _wanted_fields, config_type, make_config
-from mae.conversion.layouts import LAYOUTS, has_part, spelling_of, to_ours
-from mae.conversion.report import LoadReport, fold, listed
+from mae.conversion.config import check_overrides, class_names, config_type, make_config, own_fields, target_fields
+from mae.conversion.layouts import LAYOUTS, has_part, num_unknown, spelling_of, to_native
+from mae.conversion.report import LoadReport, fold_blocks
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError, first_line
+from mae.utils.text import listed
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 
 
-# Without these nothing can be said about a checkpoint; name -> number of dimensions.
+# Tensors that any checkpoint must have, because sizes are read from them; name -> number of dimensions.
 _ENCODER_TENSORS = {
     "mae.cls_token": 3,
     "mae.pos_embed": 3,
@@ -32,7 +33,7 @@ _ENCODER_TENSORS = {
     "mae.blocks.0.mlp.fc1.weight": 2,
 }
 _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 2}
-# What depends on the size of a patch.
+# Tensors that depend on the size of a patch.
 _OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 # Parts of a checkpoint that a model may leave out.
 _LEFT_OUT = {
@@ -45,22 +46,22 @@ _LEFT_OUT = {
 @dataclass
 class Plan:
     """
-    A checkpoint understood, before a model is built of it.
+    How to build a model from a checkpoint that is understood.
 
     Args:
-        model_class: What to build.
+        model_class: The class to build.
         config: Its configuration, at the checkpoint's own patch grid.
-        state: Its tensors by our names.
-        image_size: What to resample the positions to, in pixels.
-        found: What to tell.
-        original: The plan of the checkpoint as it is, where something is changed.
+        state: Its tensors by native names.
+        image_size: Pixels that the positions are resampled for.
+        report: What was found and will be done.
+        original: The plan of the checkpoint as it is, if something is changed.
     """
 
     model_class: type[MAEPreTrainedModel]
     config: MAEConfig
     state: dict[str, Tensor]
     image_size: int | tuple[int, int]
-    found: LoadReport
+    report: LoadReport
     original: "Plan | None" = None
 
 
@@ -69,6 +70,8 @@ def load_checkpoint(
     model_class: type[MAEPreTrainedModel] | None = None,
     *,
     layout: str | None = None,
+    state_key: str | None = None,
+    prefix: str | None = None,
     revision: str | None = None,
     allow_pickle: bool = False,
     dtype: torch.dtype | None = None,
@@ -77,38 +80,47 @@ def load_checkpoint(
     **overrides: Any,
 ) -> tuple[MAEPreTrainedModel, LoadReport]:
     """
-    A model from any Masked Autoencoder checkpoint: official, timm's, transformers' ViTMAE or ours.
+    Load a model from any Masked Autoencoder checkpoint: official, timm's, transformers' ViTMAE or this package's.
 
     Args:
-        name_or_path: A file (.safetensors, .pth, .pt, .bin), a directory with a configuration, or a model on the Hub.
+        name_or_path:
+            A file (.safetensors, .pth, .pt, .bin, .ckpt), a directory with a configuration, or a model on the Hub.
         model_class:
-            Default: what the checkpoint is, [`MAEForPreTraining`] with a decoder, [`MAEForImageClassification`] with a
-            classifier, else [`MAEModel`]. Of another class, what the checkpoint lacks is newly initialised.
-        layout: A name of [`LAYOUTS`]; recognised by default.
+            Default: that of the checkpoint, which is [`MAEForPreTraining`] with a decoder,
+            [`MAEForImageClassification`] with a classifier, else [`MAEModel`]. If it is another class, the parts that
+            the checkpoint lacks are newly initialised.
+        layout: A name of [`LAYOUTS`]. Default: recognised by the names of the tensors.
+        state_key:
+            The entry of a torch file that holds the weights, such as "teacher". Default: "model" or "state_dict", or
+            the only one.
+        prefix:
+            What stands before the names of the weights, such as "backbone."; tensors without it are left out. Default:
+            the prefix that all names have in common.
         revision: Branch, tag or commit on the Hub.
-        allow_pickle: Whether to read a pickle from the Hub, with `weights_only`, where it has no safetensors.
-        dtype: Default: that of the checkpoint, or float32 where it has several.
-        inflate_channels: "mean" or "repeat", where `num_channels` is overridden: see [`inflate`].
-        retry_minutes: How long faults of the network are waited out.
+        allow_pickle: Whether to read a pickle from the Hub, with `weights_only`, if there are no safetensors.
+        dtype: Default: that of the checkpoint, or float32 if it has several.
+        inflate_channels: "mean" or "repeat", if `num_channels` is overridden: see [`inflate`].
+        retry_minutes: How long network errors are retried.
         overrides:
-            Fields of the configuration. Settings that no tensor tells (heads, `norm_pix_loss`) where the checkpoint
-            has no configuration. Another `image_size` resamples the positions; another `patch_size` makes the patch
-            projections anew, another number or other names of labels the classifier.
+            Fields of the configuration. If the checkpoint has no configuration, they give the settings that no tensor
+            tells (heads, `norm_pix_loss`). Another `image_size` resamples the positions. Another `patch_size`
+            initialises new patch projections; another number or other names of labels, a new classifier.
 
     Returns:
-        The model, in evaluation mode, and what was found.
+        The model, in evaluation mode, and a report of what was found.
 
     Raises:
-        UserError: for what cannot be read, and listing every tensor that is unknown, missing or of the wrong shape.
+        UserError: if it cannot be read, or if tensors are unknown, missing or of the wrong shape, all of which it
+            lists.
     """
-    weights = read_weights(name_or_path, revision, allow_pickle, retry_minutes)
+    weights = read_weights(name_or_path, revision, allow_pickle, retry_minutes, state_key, prefix)
     plan = make_plan(weights, model_class, layout=layout, inflate_channels=inflate_channels, **overrides)
-    return build(plan, dtype), plan.found
+    return build(plan, dtype), plan.report
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' tables and bars of loading, which our report takes the place of."""
+    """Silence transformers' tables and progress bars of loading, which a [`LoadReport`] replaces."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -121,7 +133,7 @@ def quiet() -> Iterator[None]:
 
 
 def build(plan: Plan, dtype: torch.dtype | None = None) -> MAEPreTrainedModel:
-    """The model of a plan; what is newly initialised is drawn from torch's generator."""
+    """Build the model of a plan. New weights are drawn from torch's generator."""
     state = plan.state
     if dtype is None:
         dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -135,23 +147,22 @@ def build(plan: Plan, dtype: torch.dtype | None = None) -> MAEPreTrainedModel:
 
 
 def recognise(weights: Weights) -> str:
-    """The name of the layout that most of the tensors' names belong to. A `UserError` where none do."""
+    """The layout that knows most of the tensors' names; a `UserError` if none does."""
     stated = config_type(weights)
     if stated is not None:
         return stated
-    known = {name: len(weights.tensors) - _num_unknown(weights, name) for name in LAYOUTS}
-    best = max(known.values())
+    num_known = {
+        name: len(weights.tensors) - num_unknown(weights.tensors, spelling_of(weights.tensors, name))
+        for name in LAYOUTS
+    }
+    best = max(num_known.values())
     if not best:
         raise UserError(
             f"{weights.source} is not a Masked Autoencoder of a known layout ({', '.join(LAYOUTS)}): its tensors are "
-            f"{listed(list(weights.tensors))}."
+            f"{listed(list(weights.tensors), 8)}."
         )
-    # The names of an encoder are the same in three of them; without a configuration, it is the official file.
-    return "official" if known["official"] == best else next(name for name in LAYOUTS if known[name] == best)
-
-
-def _num_unknown(weights: Weights, layout: str) -> int:
-    return len(to_ours(weights.tensors, spelling_of(weights.tensors, layout))[1])
+    # Three layouts name an encoder alike; a file without a configuration is the official one.
+    return "official" if num_known["official"] == best else next(name for name in LAYOUTS if num_known[name] == best)
 
 
 def make_plan(
@@ -165,57 +176,44 @@ def make_plan(
     """[`load_checkpoint`] up to the point where a model is built. The tensors may be on the meta device."""
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"layout={layout!r} is unknown: choose one of {', '.join(LAYOUTS)}.")
-    overrides = _checked(overrides)
+    overrides = check_overrides(overrides)
     layout = layout or recognise(weights)
     state, unknown = _read_names(weights, layout)
-    has_decoder = has_part(state, "decoder")
-    has_classifier = has_part(state, "head") or has_part(state, "fc_norm")
-    own_class = MAEForImageClassification if has_classifier else MAEModel
-    own_class = MAEForPreTraining if has_decoder else own_class
-    found = LoadReport(
+    report = LoadReport(
         weights.source, layout, len(weights.tensors), changed=list(weights.notes), revision=weights.revision
     )
+    fields = own_fields(weights, layout, state, overrides, report)
+    own = make_config(weights.source, fields)
+    fields_asked = target_fields(weights.source, own, fields, overrides, inflate_channels, report)
+    target = make_config(weights.source, fields_asked)
 
-    own, fields = _own_config(weights, layout, state, overrides, found)
-    wanted, image_size = _wanted_fields(weights.source, own, fields, overrides, inflate_channels, found)
-    target = make_config(weights.source, {**wanted, "image_size": image_size})
-    same_patches = to_pair(target.patch_size) == to_pair(own.patch_size)
-
-    original_state = state
-    if not same_patches:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_OF_PATCHES)}
-    elif target.num_channels != own.num_channels:
-        state = inflate(state, own.num_channels, target.num_channels, inflate_channels)
-        found.changed.append(f"{own.num_channels} channels inflated to {target.num_channels} ({inflate_channels})")
-    names = _names_of(own), _names_of(target)
-    same_classes = target.num_labels == own.num_labels and (None in names or names[0] == names[1])
-    if has_part(state, "head") and not (same_classes and target.head_batch_norm == own.head_batch_norm):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_norm."))}
-    for name in ("patch_size", "image_size"):
-        if to_pair(getattr(target, name)) != to_pair(getattr(own, name)):
-            found.changed.append(f"{name} from {getattr(own, name)} to {getattr(target, name)}")
-    if target.grid_size != own.grid_size:
-        old, new = (f"{rows} x {columns}" for rows, columns in (own.grid_size, target.grid_size))
-        found.changed.append(f"positions resampled from {old} to {new} patches")
-    dtypes = sorted({str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()})
-    if len(dtypes) > 1:
-        found.changed.append(f"{' and '.join(dtypes)} made torch.float32, where nothing else is asked for")
-
+    adapted = _adapt(state, own, target, inflate_channels, report)
+    _report_changes(adapted, own, target, report)
     # At the checkpoint's own grid; [`build`] resamples the positions.
     size = to_size(count * side for count, side in zip(own.grid_size, to_pair(target.patch_size)))
-    config = make_config(weights.source, {**wanted, "image_size": size})
-    model_class = model_class or own_class
-    state = _account(weights, layout, model_class, config, state, unknown, found)
-    found.description = _describe(own, has_decoder, has_classifier)
-    plan = Plan(model_class, config, state, image_size, found)
-    if found.changed or found.new:
-        plan.original = Plan(own_class, own, original_state, own.image_size, found)
+    config = make_config(weights.source, {**fields_asked, "image_size": size})
+    own_class = _class_of(state)
+    taken = _account(weights, layout, model_class or own_class, config, adapted, unknown, report)
+    report.description = _describe(own, state)
+    plan = Plan(model_class or own_class, config, taken, target.image_size, report)
+    if report.changed or report.new:
+        plan.original = Plan(own_class, own, state, own.image_size, report)
     return plan
 
 
+def _class_of(state: dict[str, Tensor]) -> type[MAEPreTrainedModel]:
+    if has_part(state, "decoder"):
+        return MAEForPreTraining
+    return MAEForImageClassification if _has_classifier(state) else MAEModel
+
+
+def _has_classifier(state: dict[str, Tensor]) -> bool:
+    return has_part(state, "head") or has_part(state, "fc_norm")
+
+
 def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors by our names, and the unknown ones; a `UserError` where they are not even an encoder."""
-    state, unknown = to_ours(weights.tensors, spelling_of(weights.tensors, layout))
+    """Tensors by native names, and the unknown ones; a `UserError` if they are not even an encoder."""
+    state, unknown = to_native(weights.tensors, spelling_of(weights.tensors, layout))
     needed = dict(_ENCODER_TENSORS)
     if has_part(state, "decoder"):
         needed |= _DECODER_TENSORS
@@ -232,9 +230,37 @@ def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[
     return state, unknown
 
 
+def _adapt(
+    state: dict[str, Tensor], own: MAEConfig, target: MAEConfig, inflate_channels: str | None, report: LoadReport
+) -> dict[str, Tensor]:
+    """Inflate channels, and drop the tensors that do not fit the target, which are then newly initialised."""
+    if to_pair(target.patch_size) != to_pair(own.patch_size):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(_OF_PATCHES)}
+    elif target.num_channels != own.num_channels:
+        state = inflate(state, own.num_channels, target.num_channels, inflate_channels)
+        report.changed.append(f"{own.num_channels} channels inflated to {target.num_channels} ({inflate_channels})")
+    names = class_names(own), class_names(target)
+    same_classes = target.num_labels == own.num_labels and (None in names or names[0] == names[1])
+    if has_part(state, "head") and not (same_classes and target.head_batch_norm == own.head_batch_norm):
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_norm."))}
+    return state
+
+
+def _report_changes(state: dict[str, Tensor], own: MAEConfig, target: MAEConfig, report: LoadReport) -> None:
+    for name in ("patch_size", "image_size"):
+        if to_pair(getattr(target, name)) != to_pair(getattr(own, name)):
+            report.changed.append(f"{name} from {getattr(own, name)} to {getattr(target, name)}")
+    if target.grid_size != own.grid_size:
+        old, new = (f"{rows} x {columns}" for rows, columns in (own.grid_size, target.grid_size))
+        report.changed.append(f"positions resampled from {old} to {new} patches")
+    dtypes = sorted({str(tensor.dtype) for tensor in state.values() if tensor.is_floating_point()})
+    if len(dtypes) > 1:
+        report.changed.append(f"{' and '.join(dtypes)} made torch.float32, unless another type is asked for")
+
+
 def _refuse(weights: Weights, layout: str, unknown: list[str], missing: list[str], misshaped: list[str]) -> NoReturn:
-    kinds = (("unknown", unknown), ("missing (by our names)", missing), ("of the wrong shape", misshaped))
-    problems = [f"{kind}: {', '.join(fold(names))}" for kind, names in kinds if names]
+    kinds = (("unknown", unknown), ("missing (by their native names)", missing), ("of the wrong shape", misshaped))
+    problems = [f"{kind}: {', '.join(fold_blocks(names))}" for kind, names in kinds if names]
     raise UserError(f"{weights.source} is no whole checkpoint of the {layout} layout. Tensors {'; '.join(problems)}.")
 
 
@@ -245,17 +271,17 @@ def _account(
     config: MAEConfig,
     state: dict[str, Tensor],
     unknown: list[str],
-    found: LoadReport,
+    report: LoadReport,
 ) -> dict[str, Tensor]:
-    """The tensors that the model takes; whole parts may be new or left out, anything else is refused."""
+    """The tensors that the model takes. Whole parts may be new or left out; anything else is refused."""
     try:
         with torch.device("meta"):
             expected = model_class(config).state_dict()
-    except ValueError as error:  # a mask that removes nothing, say
+    except ValueError as error:  # for example, a mask that removes nothing
         raise UserError(f"{weights.source}: {first_line(error)}") from None
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
-    # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit what is wanted.
+    # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit the target.
     may_be_new = ["decoder.", "head.", "head_norm.", "fc_norm.", *_OF_PATCHES]
     if model_class is MAEForPreTraining:
         may_be_new.append("mae.norm.")
@@ -271,13 +297,13 @@ def _account(
     surplus = [name for name in unused if not name.startswith(_LEFT_OUT[model_class])]
     if unknown or missing or misshaped or surplus:
         _refuse(weights, layout, unknown + surplus, missing, misshaped)
-    found.new, found.unused = new, unused
+    report.new, report.unused = new, unused
     return {name: tensor for name, tensor in state.items() if name in expected}
 
 
-def _describe(config: MAEConfig, has_decoder: bool, has_classifier: bool) -> str:
+def _describe(config: MAEConfig, state: dict[str, Tensor]) -> str:
     (height, width), (patch_height, patch_width) = to_pair(config.image_size), to_pair(config.patch_size)
-    parts = "encoder" + " and decoder" * has_decoder + " and classifier" * has_classifier
+    parts = "encoder" + " and decoder" * has_part(state, "decoder") + " and classifier" * _has_classifier(state)
     return (
         f"{parts}: {config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads; "
         f"{height} x {width} pixels, {config.num_channels} channels, patches of {patch_height} x {patch_width}"

@@ -1,6 +1,5 @@
-"""A model of ours as a checkpoint of another code, or as a complete directory of its own."""
+"""Save a model in the layout of any implementation."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ViTMAEConfig
 
-from configuration_mae import LABEL_FIELDS, MAEConfig, to_pair
-from mae.conversion.layouts import LAYOUTS, from_ours, names_in
+from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, to_pair
+from mae.conversion.layouts import LAYOUTS, from_native, names_in
 from mae.utils.errors import UserError, first_line
-from mae.utils.files import CONFIG_FILE
+from mae.utils.files import CONFIG_FILE, WEIGHTS_FILE, write_json
 from modeling_mae import (
     MAEForImageClassification,
     MAEForPreTraining,
@@ -23,7 +22,7 @@ from modeling_mae import (
 
 
 TORCH_FILE = "checkpoint.pth"
-# Settings that the other codes fix, and that change what a model computes.
+# Settings that an implementation fixes, and that change what a model computes.
 _FIXED = {
     "official": {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "qkv_bias": True},
     "timm": {"hidden_act": "gelu", "layer_norm_eps": 1e-6},
@@ -33,14 +32,14 @@ _FIXED = {
 
 
 def full_state_dict(model: MAEPreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of any of our models, named as in the larger ones."""
+    """The tensors of any model of this package by their native names, which are those of the larger models."""
     prefix = "mae." if isinstance(model, MAEModel) else ""
     return {prefix + name: tensor for name, tensor in model.state_dict().items()}
 
 
 @torch.no_grad()
 def fold_head_norm(model: MAEPreTrainedModel) -> None:
-    """Multiplies the batch norm of a linear probe into its classifier, in place: other codes have no place for it."""
+    """Multiply the batch norm of a linear probe into its classifier, in place: only this package has such a norm."""
     if not isinstance(getattr(model, "head_norm", None), nn.BatchNorm1d):
         return
     norm, head = model.head_norm, model.head
@@ -51,11 +50,11 @@ def fold_head_norm(model: MAEPreTrainedModel) -> None:
 
 
 def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
-    """A `UserError` where the code of a layout has no such model."""
+    """Raise a `UserError` if the implementation of a layout has no such model."""
     config = model.config
     for name, value in _FIXED[layout].items():
         if getattr(config, name) != value:
-            raise UserError(f"The {layout} code has {name}={value!r} only; this model's is {getattr(config, name)!r}.")
+            raise UserError(f"The {layout} code has {name}={value!r} only, not {getattr(config, name)!r}.")
     if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
         raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
     encoder_without_norm = isinstance(model, MAEModel) and config.pooling == "mean"
@@ -72,7 +71,7 @@ def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
 
 
 def lost_in(model: MAEPreTrainedModel, layout: str) -> list[str]:
-    """Names of tensors, and settings of training, that the code of a layout has no place for."""
+    """Names of tensors, and settings of training, that the implementation of a layout has no place for."""
     names = full_state_dict(model)
     known = names_in(LAYOUTS[layout][0], names)
     lost = [name for name in names if name not in known]
@@ -85,14 +84,14 @@ def lost_in(model: MAEPreTrainedModel, layout: str) -> list[str]:
 
 def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> None:
     """
-    Writes a model into a directory, in a layout of [`LAYOUTS`].
+    Write a model into a directory, in a layout of [`LAYOUTS`].
 
     "mae": all that `from_pretrained` and the Auto classes need. "vit_mae": for transformers' `from_pretrained`.
-    "timm": for `timm.create_model("local-dir:...")`. "official": `checkpoint.pth`, as its trainer writes; the
-    configuration is beside the weights, where the official code ignores it. What is lost is [`lost_in`]'s to say.
+    "timm": for `timm.create_model("local-dir:...")`. "official": `checkpoint.pth`, as the official trainer writes it;
+    the configuration is an entry beside the weights, which the official code ignores. [`lost_in`] lists what is lost.
 
     Raises:
-        UserError: where the other code has no such model.
+        UserError: if the other implementation has no such model.
     """
     check_expressible(model, layout)
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,37 +100,34 @@ def save_checkpoint(model: MAEPreTrainedModel, folder: Path, layout: str) -> Non
         model.save_pretrained(folder)
         return
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in full_state_dict(model).items()}
-    tensors = from_ours(state, LAYOUTS[layout][0])
+    tensors = from_native(state, LAYOUTS[layout][0])
     if layout == "official":
-        names = list(MAEConfig.__annotations__)
-        if isinstance(model, MAEForImageClassification):
-            names += LABEL_FIELDS
+        names = CONFIG_FIELDS + LABEL_FIELDS if isinstance(model, MAEForImageClassification) else CONFIG_FIELDS
         content = {"model": tensors, "config": {name: getattr(config, name) for name in names}}
         try:
             torch.save(content, folder / TORCH_FILE)
-        except RuntimeError as error:  # so torch tells of a full disk
+        except RuntimeError as error:  # torch's error for a full disk
             raise OSError(first_line(error)) from error
         return
     if layout == "timm":
-        (folder / CONFIG_FILE).write_text(json.dumps(timm_config(model), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, timm_config(model))
     else:
         vit_mae_config(model).save_pretrained(folder)
         make_image_processor(config).save_pretrained(folder)
         if isinstance(model, MAEModel):
             tensors = {name.removeprefix("vit."): tensor for name, tensor in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def vit_mae_config(model: MAEPreTrainedModel) -> ViTMAEConfig:
     """The configuration of the same model in transformers."""
     config = model.config
-    names = MAEConfig.__annotations__.keys() & ViTMAEConfig.__annotations__.keys()
-    fields = {name: getattr(config, name) for name in names}
+    fields = {name: getattr(config, name) for name in CONFIG_FIELDS if name in ViTMAEConfig.__annotations__}
     fields |= {name: to_pair(fields[name])[0] for name in ("image_size", "patch_size")}
-    theirs = ViTMAEConfig(**fields)
-    theirs.architectures = ["ViTMAEModel" if isinstance(model, MAEModel) else "ViTMAEForPreTraining"]
-    theirs.dtype = model.dtype
-    return theirs
+    vit_mae = ViTMAEConfig(**fields)
+    vit_mae.architectures = ["ViTMAEModel" if isinstance(model, MAEModel) else "ViTMAEForPreTraining"]
+    vit_mae.dtype = model.dtype
+    return vit_mae
 
 
 def timm_arguments(model: MAEPreTrainedModel) -> dict[str, Any]:
@@ -145,7 +141,7 @@ def timm_arguments(model: MAEPreTrainedModel) -> dict[str, Any]:
         "embed_dim": config.hidden_size,
         "depth": config.num_hidden_layers,
         "num_heads": config.num_attention_heads,
-        # It takes int(width * ratio), which the exact ratio may miss by one.
+        # timm takes int(width * ratio), which the exact ratio may miss by one.
         "mlp_ratio": (config.intermediate_size + 0.5) / config.hidden_size,
         "qkv_bias": config.qkv_bias,
         "global_pool": "avg" if has_classifier and config.pooling == "mean" else "token",
@@ -154,7 +150,7 @@ def timm_arguments(model: MAEPreTrainedModel) -> dict[str, Any]:
 
 
 def timm_config(model: MAEPreTrainedModel) -> dict[str, Any]:
-    """timm's config.json, where every size is an argument."""
+    """timm's config.json, with every size as an argument."""
     config, arguments = model.config, timm_arguments(model)
     height, width = to_pair(config.image_size)
     pretrained = {
@@ -169,7 +165,7 @@ def timm_config(model: MAEPreTrainedModel) -> dict[str, Any]:
         "classifier": "head",
     }
     content = {
-        "architecture": "vit_base_patch16_224",  # of which only the class counts
+        "architecture": "vit_base_patch16_224",  # only its class counts
         "num_classes": arguments["num_classes"],
         "num_features": config.hidden_size,
         "global_pool": arguments["global_pool"],
