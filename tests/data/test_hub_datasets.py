@@ -19,7 +19,6 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from test_data import CONFIG, BrokenSource, assert_same, batches, encode
 
 from mae.data.batch import samples_digest
 from mae.data.loader import make_loader
@@ -34,6 +33,7 @@ from tests.support.data import ROOT, write_parquet
 from tests.support.fake_hub import Hub
 from tests.support.loopback import upload
 from tests.support.runs import TINY, metrics, run, start
+from tests.support.samples import CONFIG, BrokenSource, assert_same, batches, encode
 
 
 @pytest.fixture(autouse=True)
@@ -169,7 +169,7 @@ def test_offline(parquet_on_the_hub, tmp_path):
     code = """
 import sys
 from mae.utils.errors import UserError
-from mae.data.sources import open_dataset
+from mae.data.opening import open_dataset
 for streaming in (False, True):
     try:
         print([len(source.group_sizes) for source in open_dataset("me/emoji", streaming=streaming, retry_minutes=10)])
