@@ -4,10 +4,9 @@ Decoding and augmentation of photographs against the official code's transform, 
     python -m benchmarks.loader --images DIR [--rounds 5] [--limit 200] [--json]
 
 Official: Pillow, RandomResizedCrop(0.2, 1) bicubic, flip, ToTensor, Normalize, as in its main_pretrain.py. Ours: what
-the trainer's workers do, `mae.data.transforms.PreTrainingTransform`,
-seeding, mask and digest included; normalisation is the device's. The
-rows alternate in one process; images per second are medians over the rounds, the ratio is the median of the rounds'
-own. `--json` prints one line of JSON instead of the table.
+the trainer's workers do, `mae.data.transforms.PreTrainingTransform`, seeding, mask and digest included;
+normalisation is the device's. The rows alternate in one process; images per second are medians over the rounds, the
+ratio is the median of the rounds' own. `--json` prints one line of JSON instead of the table.
 """
 
 import argparse
@@ -26,9 +25,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from configuration_mae import MAEConfig
+from mae.data.dataset import SampleDataset
 from mae.data.decoding import decode_image
+from mae.data.folders import open_folder
 from mae.data.loader import make_loader
-from mae.data.opening import open_folder
 from mae.data.order import SampleOrder
 from mae.data.stream import Sample, SampleStream
 from mae.data.transforms import PreTrainingTransform
@@ -62,15 +62,15 @@ class OfficialDataset(Dataset):
 
 def pixel_difference(files: list[bytes]) -> float:
     """Mean difference of 8-bit pixels between ours and Pillow's crop of the same box, as the official code resizes."""
-    decode, total = PreTrainingTransform(CONFIG), 0.0
+    dataset, total = SampleDataset(PreTrainingTransform(CONFIG)), 0.0
     for number, data in enumerate(files):
         sample = Sample(0, number, ("", number), number, data)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
-        _, box, flip, _ = decode.draw(sample)
+        _, box, flip, _ = dataset.transform.draw(sample)
         area = (box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"])
         theirs = transforms.functional.pil_to_tensor(picture.crop(area).resize((224, 224), Image.Resampling.BICUBIC))
         theirs = theirs.flip(2) if flip else theirs
-        total += (decode[sample]["pixel_values"].int() - theirs.int()).abs().float().mean().item()
+        total += (dataset[sample]["pixel_values"].int() - theirs.int()).abs().float().mean().item()
     return total / len(files)
 
 
@@ -93,20 +93,18 @@ def main() -> None:
     paths = [next(iter(source.read(group, 0))) for group in range(len(source.group_sizes))][: arguments.limit]
     source.names, source.group_sizes = source.names[: len(paths)], source.group_sizes[: len(paths)]
     files = [Path(path).read_bytes() for path in paths]
-    decode = PreTrainingTransform(CONFIG)
+    dataset = SampleDataset(PreTrainingTransform(CONFIG))
     samples = [Sample(0, number, ("", number), number, data) for number, data in enumerate(files)]
     order = SampleOrder(source.group_sizes, seed=0, lanes=1)
 
     rows: dict[str, Callable[[], None]] = {
         "official": lambda: [OFFICIAL(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
-        "ours": lambda: [decode[sample] for sample in samples],
+        "ours": lambda: [dataset[sample] for sample in samples],
         "official_decode": lambda: [Image.open(io.BytesIO(data)).convert("RGB") for data in files],
         "ours_decode": lambda: [decode_image(data) for data in files],
         "official_loader": lambda: consume(DataLoader(OfficialDataset(paths), batch_size=20)),
         "ours_loader": lambda: consume(
-            make_loader(
-                SampleStream(source, order, batch_size=20, stop=order.epoch_length), PreTrainingTransform(CONFIG)
-            )
+            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), dataset)
         ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in rows}

@@ -50,7 +50,7 @@ def main() -> None:
     model, found = build_classifier(recipe, weights, labels)
     if found is not None:
         recipe.model_revision = found.revision
-    num_images, num_processes = sum(source.group_sizes), accelerator.num_processes
+    num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
 

@@ -54,7 +54,7 @@ def main() -> None:
             source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
         else:
             logger.info("Note: --train_val_split has no effect: the data has held-out images of its own.")
-    num_images, num_processes = sum(source.group_sizes), accelerator.num_processes
+    num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from mae.arguments.data import DataArguments, FeatureArguments
 from mae.arguments.recipes import ClassificationRecipe
+from mae.data.folders import open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
-from mae.data.opening import open_dataset, open_folder
+from mae.data.opening import open_dataset
 from mae.data.sources import Source
 from mae.data.subsets import CachedSource
 from mae.utils.errors import UserError

@@ -14,17 +14,19 @@ DIGEST_SIZE = 16
 @dataclass
 class Batch:
     """
-    A micro-batch: of the images that could be read, "good", or one blank image where none could.
+    A batch of the images that could be decoded. If none could, it holds one blank image with weight 0, so that all
+    ranks stay in step.
 
-    pixel_values: of shape (good, C, H, W), uint8, or float32 in the values of 8 bits.
-    weight: good / size, by which the mean loss over the good images is scaled.
-    size: number of positions consumed.
-    keys: position and digest of each sample, one after the other.
-    skipped: (origin, reason) of each unreadable image.
-    rows: of the good images, over all groups of the source.
-    noise: float32 of shape (good, L), in pre-training. No tensor until it is pinned, nor are labels and keys: a worker
-        hands over each tensor by a connection of its own, 0.6 ms.
-    labels: int64 of shape (good,), or float32 of shape (good, classes), where there are any.
+    Args:
+        pixel_values: Of shape (good, C, H, W), uint8, or float32 in the range of 8 bits.
+        weight: good / size, the factor of the mean loss over the good images.
+        size: Number of positions consumed.
+        keys: Position and digest of each sample, one after the other.
+        skipped: (origin, reason) of each unreadable image.
+        rows: Numbers of the good images over all groups of the source.
+        noise: float32 of shape (good, L), in pre-training. A NumPy array until it is pinned, as are the labels: each
+            torch tensor that a worker returns costs another 0.6 ms.
+        labels: int64 of shape (good,), or float32 of shape (good, classes), if there are any.
     """
 
     pixel_values: torch.Tensor
@@ -42,7 +44,7 @@ class Batch:
         return torch.frombuffer(bytearray(self.keys), dtype=torch.uint8).view(self.size, -1)
 
     def pin_memory(self) -> "Batch":
-        """Called by the DataLoader, which cannot look inside. What is not pinned is waited for on its way to a GPU."""
+        """Pin the tensors, for the DataLoader, because a GPU's host waits for copies of memory that is not pinned."""
         self.pixel_values = self.pixel_values.pin_memory()
         for name in ("noise", "labels"):
             value = getattr(self, name)
@@ -53,7 +55,7 @@ class Batch:
 
 def samples_digest(digests: torch.Tensor) -> str:
     """
-    One hash for the samples of a step, whoever processed them.
+    One hash for the samples of a step, on whatever rank they were.
 
     Args:
         digests: uint8 of shape (global batch, 8 + DIGEST_SIZE), in any order.

@@ -1,11 +1,14 @@
 """
-One image file, or array file, to a tensor.
+Decode an image file or array file to a tensor.
 
-JPEG by torchvision, very large ones by Pillow at a fraction of their size; other image files by Pillow; `.npy` by
-numpy and, for channels that no image file has, TIFF by tifffile.
+torchvision decodes JPEG files, and Pillow very large ones at a fraction of their size. Pillow decodes other image
+files, NumPy decodes `.npy` files, and tifffile decodes TIFF files with other than 1 or 3 channels.
 """
 
 import io
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,17 +17,39 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
+from mae.utils.errors import first_line
+
 
 try:
     # The same pixels as Pillow's in two thirds of the time, but deprecated since torchvision 0.29.
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:
     decode_jpeg = None
-# JPEGs from here on are decoded at a fraction of their size where the crop allows it.
+Result = TypeVar("Result")
+# JPEGs with at least so many pixels are decoded at a fraction of their size if the crop allows it.
 LARGE_PIXELS = 12_000_000
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*")
 _JPEG = b"\xff\xd8"
+
+
+class DecodingError(ValueError):
+    """An image that cannot be decoded; the message starts with the kind of the decoder's own error."""
+
+
+def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
+    """Turn any error of a decoder into a `DecodingError`: broken files end in errors of many kinds."""
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Result:
+        try:
+            return function(*args, **kwargs)
+        except (DecodingError, ImportError):  # a missing package is no fault of the image
+            raise
+        except Exception as error:
+            raise DecodingError(f"{type(error).__name__}: {first_line(error)}") from error
+
+    return call
 
 
 class EncodedImage:
@@ -33,12 +58,14 @@ class EncodedImage:
 
     Args:
         data: The bytes of the file, or its path.
-        num_channels: What it is to be decoded to: 1 (grey), 3 (RGB), or any other number for arrays.
+        num_channels: Channels to decode to: 1 (grey), 3 (RGB), or any other number for arrays.
 
     Raises:
-        Exception: of many kinds, for what is no image, and for one beyond Pillow's limit (decompression bombs).
+        DecodingError: if it is no image, or beyond Pillow's limit (decompression bombs).
+        ImportError: if the package that reads it is not installed.
     """
 
+    @_explained
     def __init__(self, data: bytes | str, num_channels: int = 3):
         if isinstance(data, str):
             with open(data, "rb") as file:
@@ -54,7 +81,7 @@ class EncodedImage:
         if num_channels in (1, 3) and decode_jpeg is not None and (size := plain_jpeg_size(data)):
             self.height, self.width = size
             return
-        self.picture = Image.open(io.BytesIO(data))  # has a limit of its own, about 179 megapixels
+        self.picture = Image.open(io.BytesIO(data))  # limited to about 179 megapixels
         self.width, self.height = self.picture.size
         if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
             self.height, self.width = self.picture.size
@@ -65,8 +92,8 @@ class EncodedImage:
         """
         A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
 
-        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, as its decoder can, where the crop then still has
-        twice the pixels of `size` along each side.
+        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, which its decoder can do quickly, if the crop then
+        still has twice the pixels of `size` along each side.
         """
         reduction = 1
         if self.picture is not None and self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS:
@@ -74,18 +101,22 @@ class EncodedImage:
             reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
         bottom, right = (top + height) // reduction, (left + width) // reduction
         top, left = top // reduction, left // reduction
-        # A copy of the crop, in the decoder's own order of memory: a third faster to resize than a view of the image.
+        # A copy of the crop in the decoder's order of memory is resized a third faster than a view of the image.
         pixels = self.decode(reduction)[:, top:bottom, left:right][None].contiguous(memory_format=torch.channels_last)
-        # What torchvision's resize does, without its dispatch.
+        # The same as torchvision's resize, without its dispatch, which takes 45 us.
         pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
         return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
 
+    @_explained
     def decode(self, reduction: int = 1) -> Tensor:
         """
-        The image as `(C, H, W)`, in the values of 8 bits: uint8, or float32 from arrays of more bits. EXIF orientation
-        applied, alpha on white, the first frame of several.
+        The image as `(C, H, W)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. The EXIF
+        orientation is applied, transparent pixels are on white, and an animation gives its first frame.
 
         With a reduction, H and W are divided by it and rounded up.
+
+        Raises:
+            DecodingError: if it cannot be decoded.
         """
         if self.array is not None:
             return _array_to_tensor(self.array)
@@ -106,8 +137,8 @@ class EncodedImage:
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """
-    (height, width) of a JPEG of an ordinary size that has no EXIF, from its markers; None for anything else, which is
-    left to Pillow. A third of its time.
+    (height, width) of a JPEG of an ordinary size without EXIF data, from its markers. None for anything
+    else, which Pillow opens in three times as long.
     """
     if not data.startswith(_JPEG):
         return None
@@ -124,12 +155,12 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
-    """A whole image, see [`EncodedImage`]."""
+    """Decode a whole image, see [`EncodedImage`]."""
     return EncodedImage(data, num_channels).decode()
 
 
 def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
-    """Pillow's own conversion would cut 16 bits off at 255."""
+    """Scale 16 bits to 8; Pillow's own conversion would cut values off at 255."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and format in ("PNG", "PPM")):
         return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if picture.mode in ("I", "F"):
@@ -138,14 +169,16 @@ def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
 
 
 def _read_array(data: bytes, num_channels: int) -> np.ndarray:
-    """An array file as (H, W, C)."""
+    """Read an array file as (H, W, C)."""
     if data.startswith(_NPY):
         array = np.load(io.BytesIO(data), allow_pickle=False)
     else:
         try:
             import tifffile
         except ImportError:
-            raise ValueError("TIFF with more than 3 channels needs the package tifffile") from None
+            raise ImportError(
+                "TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile"
+            ) from None
         array = tifffile.imread(io.BytesIO(data))
     if array.ndim == 2:
         array = array[..., None]
@@ -157,7 +190,7 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
 
 
 def _array_to_tensor(array: np.ndarray) -> Tensor:
-    """(H, W, C) of uint8, uint16 or floats in [0, 1] -> (C, H, W) in the values of 8 bits."""
+    """(H, W, C) of uint8, uint16 or floats in [0, 1] -> (C, H, W) in the range of 8 bits."""
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 257
     elif array.dtype.kind == "f":
@@ -165,5 +198,5 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
         if not (array.min() >= 0 and array.max() <= 255):
             raise ValueError("floating point pixels must be in [0, 1]")
     elif array.dtype != np.uint8:
-        raise ValueError(f"pixels of type {array.dtype}; wanted are uint8, uint16, or floats in [0, 1]")
+        raise ValueError(f"pixels of type {array.dtype} must be uint8, uint16, or floats in [0, 1]")
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0)))

@@ -1,9 +1,10 @@
 """
-Labels of images: class folders, or a column of a data set, read whole before training starts, so that what is wrong
-with them is told then, and splits can be stratified.
+Labels of images, from class folders or a column of a data set.
+
+All labels are read before training, so that errors surface at once and splits can be stratified.
 """
 
-from collections.abc import Sequence
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +12,27 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import ClassLabel, LargeList, List, Value
 
-from mae.data.sources import ImageFileSource, Source
-from mae.data.subsets import Subset, row_origins, take_rows
+from mae.data.folders import SPLIT_NAMES
+from mae.data.sources import Source, View
+from mae.data.subsets import take_rows
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key, permutation
+from mae.utils.text import encodable, listed
 
 
-_SHOWN = 5
-# Of columns that may hold labels without saying so by their type.
+# Columns that may hold labels although their type does not tell.
 _USUAL_NAMES = ("label", "labels")
 
 
 @dataclass(frozen=True)
 class Labels:
     """
-    Of all rows of a source, in their order.
+    Labels of all rows of a source, in their order.
 
     Args:
-        values: int64 of shape (rows,), the number of a class; or uint8 of shape (rows, classes), 1 for each class that
-            an image has, where it may have several.
-        names: Of the classes.
+        values: Class numbers, int64 of shape (rows,). If images may have several classes, uint8 of shape (rows,
+            classes) with 1 for each class that an image has.
+        names: Names of the classes.
     """
 
     values: np.ndarray
@@ -52,28 +54,21 @@ class Labels:
         return Labels(self.values[rows], self.names)
 
 
-def _shown(names: Sequence[object]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(str, names[:_SHOWN])) + more
-
-
 def find_label_column(features: dict[str, Any], label_column_name: str | None) -> str | None:
-    """The named column, or the only one that can hold labels; None where there is none."""
+    """The named column, or the only one that can hold labels; None if there is none."""
     if label_column_name is not None:
         if label_column_name not in features:
-            raise UserError(
-                f"--label_column_name {label_column_name}: there is no such column. Columns: {', '.join(features)}."
-            )
+            raise UserError(f"--label_column_name {label_column_name} does not exist. Columns: {', '.join(features)}.")
         return label_column_name
     columns = [name for name, feature in features.items() if isinstance(_item(feature), ClassLabel)]
     columns = columns or [name for name in features if name in _USUAL_NAMES]
     if len(columns) > 1:
-        raise UserError(f"The data has several columns of labels ({', '.join(columns)}): give --label_column_name.")
+        raise UserError(f"The data has several columns of labels ({', '.join(columns)}). Choose --label_column_name.")
     return columns[0] if columns else None
 
 
 def _item(feature: Any) -> Any:
-    """What a list holds, or the feature itself."""
+    """The feature of a list's items, or the feature itself."""
     return feature.feature if isinstance(feature, (List, LargeList)) else feature
 
 
@@ -81,109 +76,110 @@ def read_labels(
     source: Source, what: str, label_column_name: str | None = None, names: list[str] | None = None
 ) -> Labels:
     """
-    The labels of a source: of image files, the folder that they lie in; of a data set, a column of class numbers,
-    words or whole numbers, or of lists of these.
+    Read the labels of a source: the class folders of image files; or a column of a data set with class numbers, words
+    or whole numbers, or lists of these.
 
     Args:
-        what: The flag that names the data, and its split: for errors.
-        label_column_name: Default: the only column that can hold labels.
-        names: Of the classes, in the order of training; by default all that are found.
+        what: The flag that names the data, for errors.
+        label_column_name: The column (default: the only one that can hold labels).
+        names: Names of the classes, in the order of training (default: all that are found).
 
     Raises:
-        UserError: naming images without a label, classes that are not among `names`, and columns that hold no labels.
+        UserError: if images have no label, or a class that is not among `names`, or the column holds no labels.
     """
-    if isinstance(source, Subset):
-        return read_labels(source.source, what, label_column_name, names)[source.all_rows()]
-    if isinstance(source, ImageFileSource):
+    if isinstance(source, View):  # the classes are those of the whole source
+        return read_labels(source.source, what, label_column_name, names)[source.row_numbers()]
+    folders = source.class_folders()
+    if folders is not None:
         if label_column_name is not None:
             raise UserError(f"--label_column_name {label_column_name}: {what} is a folder, whose folders are classes.")
-        return _of_folders(source, what, names)
+        return _of_folders(folders, source, what, names)
     column = find_label_column(source.features, label_column_name)
     if column is None:
         raise UserError(
-            f"{what} has no column of labels: name one with --label_column_name. Columns: "
+            f"{what} has no column of labels. Choose one with --label_column_name. Columns: "
             f"{', '.join(source.features)}."
         )
     return _of_column(source, what, column, names)
 
 
 def check_classes(labels: Labels, what: str) -> None:
-    """A `UserError` where there are not two classes to tell apart, or no label at all."""
+    """Raise a `UserError` if there are no two classes to tell apart, or no label at all."""
     if len(labels.names) < 2 - labels.is_multi_label:
-        raise UserError(
-            f"{what} has {'a single class, ' + labels.names[0] if labels.names else 'no class at all'}: there is "
-            "nothing to tell apart."
-        )
+        found = f"a single class, {labels.names[0]}" if labels.names else "no class"
+        raise UserError(f"{what} has {found}. A classifier needs at least two classes.")
 
 
-def _printable(name: str) -> str:
-    """A name of a file system that is not UTF-8 can be neither printed nor written."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _of_folders(source: ImageFileSource, what: str, names: list[str] | None) -> Labels:
-    # On this machine a class is a folder right below the root, as torchvision has it; on the Hub, where splits are
-    # folders too, the one that an image lies in, as `datasets` has it.
-    part = 0 if source.revision is None else -2
-    bare = [_printable(name) for name in source.names if "/" not in name]
+def _of_folders(folders: list[str], source: Source, what: str, names: list[str] | None) -> Labels:
+    bare = [source.origin(group, 0)[0] for group, folder in enumerate(folders) if not folder]
     if bare:
         raise UserError(
-            f"{what}: {len(bare):,} images lie in no class folder ({_shown(bare)}). Wanted is a folder for each class."
+            f"{what}: {len(bare):,} images lie in no class folder ({listed(bare)}). Make one folder per class."
         )
-    found = [_printable(name.split("/")[part]) for name in source.names]
+    found = [_class_name(folder) for folder in folders]
+    if len(set(found)) > 1 and {name.lower() for name in found} <= SPLIT_NAMES:
+        raise UserError(
+            f"{what} holds the folders {listed(sorted(set(found)))}, which are splits and no classes. Pass one with "
+            "--train_dir and another with --validation_dir."
+        )
     return _numbered(found, names, what)
 
 
+def _class_name(name: str) -> str:
+    """A name as others write it: file systems and editors differ in how they compose accents."""
+    return unicodedata.normalize("NFC", encodable(name))
+
+
 def _numbered(found: list[str], names: list[str] | None, what: str) -> Labels:
-    """Words by their number among the names."""
+    """Labels from the names of classes."""
     own = sorted(set(found))
     if names is not None:
         unknown = sorted(set(own) - set(names))
         if unknown:
-            raise UserError(f"{what} has classes that the training data has not: {_shown(unknown)}.")
+            raise UserError(f"{what} has classes that the training data does not have: {listed(unknown)}.")
     names = own if names is None else names
     number = {name: index for index, name in enumerate(names)}
     return Labels(np.array([number[name] for name in found], dtype=np.int64), names)
 
 
 def _of_column(source: Source, what: str, column: str, names: list[str] | None) -> Labels:
-    feature, flat = source.features[column], source.read_column(column).combine_chunks()
+    feature, values = source.features[column], source.read_column(column).combine_chunks()
     item = _item(feature)
-    several, owners = item is not feature, np.arange(len(flat))  # the row that each single value is of
-    if flat.null_count:
-        _refuse_labels(source, what, column, np.flatnonzero(flat.is_null()), "null")
-    if several:
-        owners = np.repeat(owners, pc.list_value_length(flat).to_numpy(zero_copy_only=False).astype(np.int64))
-        flat = flat.flatten()
-        if flat.null_count:
-            _refuse_labels(source, what, column, owners[np.flatnonzero(flat.is_null())], "null")
-    num_rows = sum(source.group_sizes)
+    has_several, owners = item is not feature, np.arange(len(values))  # the row of each single value
+    if values.null_count:
+        _refuse_labels(source, what, column, np.flatnonzero(values.is_null()), "null")
+    if has_several:
+        owners = np.repeat(owners, pc.list_value_length(values).to_numpy(zero_copy_only=False).astype(np.int64))
+        values = values.flatten()
+        if values.null_count:
+            _refuse_labels(source, what, column, owners[np.flatnonzero(values.is_null())], "null")
     if isinstance(item, ClassLabel):
-        numbers = flat.to_numpy(zero_copy_only=False).astype(np.int64)
+        numbers = values.to_numpy(zero_copy_only=False).astype(np.int64)
         if (numbers < 0).any():
             _refuse_labels(source, what, column, owners[numbers < 0], "-1")
-        own = list(item.names)
-        if (numbers >= len(own)).any():
-            strange = numbers[numbers >= len(own)][0]
-            _refuse_labels(source, what, column, owners[numbers >= len(own)], f"{strange}, of {len(own)} classes")
+        too_large = numbers >= len(item.names)
+        if too_large.any():
+            value = f"{numbers[too_large][0]}, of {len(item.names)} classes"
+            _refuse_labels(source, what, column, owners[too_large], value)
+        own = [_class_name(name) for name in item.names]
         if names is not None and own != names:
             numbers = _numbered([own[number] for number in numbers], names, what).values
         names = names or own
     elif isinstance(item, Value) and (item.dtype in ("string", "large_string", "bool") or _is_whole(item)):
-        # Whole numbers in their own order, 10 after 9.
+        encoded = pc.dictionary_encode(values)
+        words = [_class_name(str(value)) for value in encoded.dictionary.to_pylist()]
         if names is None:
-            names = [str(value) for value in sorted(pc.unique(flat).to_pylist())]
-        encoded = pc.dictionary_encode(flat)
-        mapping = _numbered([str(value) for value in encoded.dictionary.to_pylist()], names, what).values
-        numbers = mapping[encoded.indices.to_numpy(zero_copy_only=False)]
+            # Whole numbers in their own order, 10 after 9.
+            names = list(dict.fromkeys(_class_name(str(value)) for value in sorted(encoded.dictionary.to_pylist())))
+        numbers = _numbered(words, names, what).values[encoded.indices.to_numpy(zero_copy_only=False)]
     else:
         raise UserError(
-            f"--label_column_name {column} holds {getattr(item, 'dtype', type(item).__name__)}: wanted are class "
+            f"--label_column_name {column} holds {getattr(item, 'dtype', type(item).__name__)}. Labels must be class "
             "numbers, words or whole numbers, or lists of them."
         )
-    if not several:
+    if not has_several:
         return Labels(numbers, names)
-    hot = np.zeros((num_rows, len(names)), dtype=np.uint8)
+    hot = np.zeros((len(source), len(names)), dtype=np.uint8)
     hot[owners, numbers] = 1
     return Labels(hot, names)
 
@@ -194,25 +190,24 @@ def _is_whole(item: Any) -> bool:
 
 def _refuse_labels(source: Source, what: str, column: str, rows: np.ndarray, value: str) -> None:
     rows = np.unique(rows)
-    places = ", ".join(f"{file} row {row}" for file, row in row_origins(source, rows[:_SHOWN]))
-    more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
+    places = listed([f"{file} row {row}" for file, row in source.row_origins(rows[:1000])], most=5)
     raise UserError(
-        f"{what}: {len(rows):,} images have no usable label ({column} is {value}): {places}{more}. Leave them out, or "
-        "name another column; in the place of such held-out images, --train_val_split holds out training images."
+        f"{what}: {len(rows):,} images have no usable label ({column} is {value}): {places}. Leave them out or choose "
+        "another column. Instead of such a validation split, --train_val_split takes training images."
     )
 
 
 def stratified_sample(labels: Labels, count: int, seed: int, what: str) -> np.ndarray:
     """
-    `count` rows drawn from a seed, ascending: of each class its share of them, to one image (stratified); of images
-    with several labels any.
+    Draw `count` rows from a seed, ascending, with the same share of each class to one image. Images with several
+    labels are drawn regardless of them.
     """
     if labels.is_multi_label:
         return np.sort(permutation(len(labels.values), seed, what)[:count])
     sizes = np.bincount(labels.values, minlength=len(labels.names))
     exact = sizes * count / len(labels.values)
     counts = np.floor(exact).astype(np.int64)
-    # What rounding has left goes to those that it took most from.
+    # The rows that rounding leaves go to the classes that it took most from.
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: count - counts.sum()]] += 1
     rows = []
@@ -223,7 +218,7 @@ def stratified_sample(labels: Labels, count: int, seed: int, what: str) -> np.nd
 
 
 def select(source: Source, labels: Labels, rows: np.ndarray) -> tuple[Source, Labels]:
-    """Some rows of a source, with their labels."""
+    """Take some rows of a source, with their labels."""
     return take_rows(source, rows), labels[rows]
 
 
@@ -231,20 +226,20 @@ def hold_out_labelled(
     source: Source, labels: Labels, share: float, seed: int, flag: str = "--train_val_split"
 ) -> tuple[tuple[Source, Labels], tuple[Source, Labels]]:
     """
-    A labelled source in two parts, the second of `share` of the rows, with the same share of every class.
+    Split a labelled source in two, the second part with `share` of the rows and the same share of every class.
 
     Args:
-        flag: What asked for it, for the error.
+        flag: The flag that asks for it, for the error.
 
     Raises:
-        UserError: where nothing would be left of one of them.
+        UserError: if one part would be empty.
     """
     total = len(labels.values)
     count = round(total * share)
     if not 0 < count < total:
         raise UserError(
-            f"{flag} {share:g} of {total} images leaves {total - count} to train on and {count} held out: "
-            "give another share."
+            f"{flag} {share:g} of {total} images leaves {total - count} training images and {count} validation "
+            "images. Choose another share."
         )
     held = stratified_sample(labels, count, seed, "held out")
     rest = np.setdiff1d(np.arange(total), held, assume_unique=True)

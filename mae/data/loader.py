@@ -1,9 +1,9 @@
 """
-From a source to batches: the stream is the sampler, decoding is a pure function of what it yields.
+From a source to batches.
 
-    source -> SampleStream (this process's samples in order, raw) -> Examples (in the workers) -> collate -> batch
+    source -> SampleStream (this rank's samples in order) -> SampleDataset (in the workers) -> collate -> Batch
 
-The DataLoader never enters `accelerator.prepare`: the stream already yields this process's part of each batch.
+The DataLoader never enters `accelerator.prepare`, because the stream already yields this rank's part of each batch.
 """
 
 import re
@@ -15,19 +15,19 @@ import torch
 from torch.utils.data import DataLoader
 
 from mae.data.batch import Batch
+from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.stream import SampleStream
-from mae.data.transforms import SampleDataset
 from mae.utils.distributed import count_cores
 from mae.utils.errors import DataError, first_line
 
 
 def ignore_in_workers(worker: int) -> None:
-    """For decoding processes: a request that reaches a whole process group is their parent's to answer."""
+    """Ignore requests to stop in a worker: if they reach a whole process group, the parent answers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-# More are not started by themselves: one process hands them their images.
+# Workers by default at most, because one process hands them their images.
 MAX_WORKERS = 16
 
 
@@ -41,16 +41,21 @@ def choose_num_workers(num_workers: int | None, device: torch.device) -> int:
     return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 
-def make_loader(stream: SampleStream, examples: SampleDataset, num_workers: int = 0) -> DataLoader:
-    """Batches of a stream. The same batches for any number of workers."""
+def make_loader(stream: SampleStream, dataset: SampleDataset | FeatureDataset, num_workers: int = 0) -> DataLoader:
+    """
+    A DataLoader over a stream, which yields the same batches for any number of workers.
+
+    The stream is the batch sampler, and yields lists of samples instead of indices: its thread reads ahead in order,
+    and decoding in the workers is a pure function of what it yields.
+    """
     return DataLoader(
-        examples,
+        dataset,
         batch_sampler=stream,
-        collate_fn=examples.collate,
+        collate_fn=dataset.collate,
         num_workers=num_workers,
         worker_init_fn=ignore_in_workers,
         pin_memory=torch.cuda.is_available(),
-        # Without one of its own, the DataLoader draws from torch's global generator when it starts.
+        # Otherwise the DataLoader draws from torch's global generator when it starts.
         generator=torch.Generator(),
     )
 

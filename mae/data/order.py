@@ -1,5 +1,5 @@
 """
-The order of samples: a pure function of (seed, epoch, position).
+The order of samples, a pure function of (seed, epoch, position).
 
 A source is a list of groups of rows. An epoch permutes the groups, lays their rows end to end and cuts that line into
 `lanes` equal pieces. Inside a lane rows are permuted within windows of `shuffle_buffer_size / lanes`. Position p of an
@@ -7,7 +7,7 @@ epoch is row p // lanes of lane p % lanes; positions run on over epochs. Since t
 run and a multiple of the number of processes, and everything else follows from the position, processes, workers and
 gradient accumulation only divide the sequence, and one integer resumes it.
 
-The idea is MosaicML Streaming's elastic determinism; here it needs no data format of its own.
+The idea is the elastic determinism of MosaicML Streaming; here it needs no data format of its own.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ def sample_seed(seed: int, epoch: int, position: int) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """A run of a lane's rows that is shuffled as one: row `start + k` of the lane is `rows[order[k]]`."""
+    """A range of a lane's rows that is shuffled as one: row `start + k` of the lane is `rows[order[k]]`."""
 
     epoch: int
     lane: int
@@ -58,7 +58,7 @@ class SampleOrder:
         shuffle_buffer_size: Number of rows, over all lanes, within which rows are shuffled.
 
     Raises:
-        UserError: where there are fewer rows than lanes, or fewer buffer places.
+        UserError: if there are fewer rows than lanes, or fewer buffer places.
     """
 
     def __init__(self, group_sizes: Sequence[int], seed: int, lanes: int = 8, shuffle_buffer_size: int = 4096):
@@ -71,11 +71,14 @@ class SampleOrder:
                 f"--lanes {lanes} must be at least 1, and --shuffle_buffer_size {shuffle_buffer_size} not smaller."
             )
         if self.num_rows < lanes:
-            raise UserError(f"The data has {self.num_rows} images, fewer than --lanes {lanes}: lower --lanes.")
+            raise UserError(
+                f"The data has {self.num_rows} images, fewer than --lanes {lanes}. Lower --lanes to at most "
+                f"{max(self.num_rows, 1)}."
+            )
         self.window_size = shuffle_buffer_size // lanes
         self.lane_length = self.num_rows // lanes
-        # Fewer than `lanes` rows sit out, those at the end of the line: other ones in each epoch where there are
-        # several groups to permute, always the same ones where there is a single group.
+        # The last `num_rows % lanes` rows of the permuted order are dropped. With several groups these differ between
+        # epochs; with one group they are always the same.
         self.epoch_length = self.lane_length * lanes
         self._line = lru_cache(maxsize=2)(self._lay_line)  # two, because a batch may straddle an epoch's end
 

@@ -15,23 +15,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from mae.data.sources import REMOTE_READERS, Source
 from mae.utils.errors import UserError
+from mae.utils.files import atomic_write
 from mae.utils.hashing import hash_key
 from mae.utils.retries import retry
+from mae.utils.text import listed
 
 
-# How much is asked for at once of a file that is not on this machine.
+# Bytes of one request for a remote file.
 BLOCK_SIZE = 8 * 2**20
-# How many requests for data of one process are under way at once.
-REMOTE_READERS = 16
-# How much row groups that are being read may hold, beside what is read ahead.
+# Bytes that row groups may hold while they are read, besides the rows that are read ahead.
 READING_MEMORY = 2 * 2**30
-# A row group cannot be entered by row: what lies before is read and passed over. Larger ones are told of.
+# A row group can only be read from its start. From this size on, a note tells the user.
 LARGE_ROW_GROUP = 2**30
 
 
 class RowGroup(NamedTuple):
-    """A row group of a parquet file, as the footer tells."""
+    """A row group of a Parquet file, from its footer."""
 
     file: str
     name: str  # of the file, relative to what all files have in common
@@ -43,9 +44,9 @@ class RowGroup(NamedTuple):
 
 def read_footers(files: list[str], retry_minutes: float = 0) -> tuple[list[RowGroup], str]:
     """
-    The row groups of parquet files, local or remote, and a hash of all that the footers say: with the places and
-    statistics of every column, it changes with the content. Two or three range requests for each file, many at once;
-    those of files on the Hub, whose addresses name a commit, are kept for the next time.
+    The row groups of Parquet files, local or remote, and a hash of their footers, which hold the places and statistics
+    of every column and so change with the content. This takes two or three range requests per file, many at once.
+    Footers of files on the Hub, whose addresses name a commit, are cached.
     """
     common = os.path.dirname(os.path.commonprefix(files))
     kept = _FooterCache(files)
@@ -59,12 +60,12 @@ def read_footers(files: list[str], retry_minutes: float = 0) -> tuple[list[RowGr
             row_groups.append(RowGroup(file, name, number, first_row, num_rows, num_bytes))
             first_row += num_rows
     if not any(row_group.num_rows for row_group in row_groups):
-        raise UserError(f"{', '.join(files[:3])}{' …' if len(files) > 3 else ''} holds no rows.")
+        raise UserError(f"{listed(files, 3)} holds no rows.")
     return row_groups, hash_key(*(digest for digest, _ in footers)).hex()
 
 
 def _read_footer(file: str, retry_minutes: float) -> tuple[str, list[list[int]]]:
-    """A hash of a file's footer, and [rows, bytes] of each row group."""
+    """Hash of a file's footer, and [rows, bytes] of each row group."""
 
     def read() -> tuple[str, list[list[int]]]:
         file_system, path = fsspec.core.url_to_fs(file)
@@ -82,7 +83,7 @@ def _read_footer(file: str, retry_minutes: float) -> tuple[str, list[list[int]]]
 
 
 class _FooterCache:
-    """Footers of files on the Hub, in one file of the data sets' cache for each set of files."""
+    """Footers of files on the Hub. A data set of 10,000 files would otherwise take minutes to open at each start."""
 
     def __init__(self, files: list[str]):
         self.path = None
@@ -93,7 +94,7 @@ class _FooterCache:
             try:
                 kept = json.loads(self.path.read_text(encoding="utf-8"))
                 self.footers = {file: (digest, sizes) for file, (digest, sizes) in kept.items()}
-            except (ValueError, TypeError, AttributeError):  # damaged: as if it were not there
+            except (ValueError, TypeError, AttributeError):  # a damaged file counts as missing
                 pass
 
     def get(self, file: str) -> tuple[str, list[list[int]]] | None:
@@ -104,24 +105,23 @@ class _FooterCache:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = self.path.with_suffix(f".{os.getpid()}")
-            unfinished.write_text(json.dumps(footers), encoding="utf-8")
-            os.replace(unfinished, self.path)
-        except OSError:  # a cache that cannot be written is no reason to stop
+            with atomic_write(self.path) as unfinished:
+                unfinished.write_text(json.dumps(footers), encoding="utf-8")
+        except OSError:  # the run works without a cache
             pass
 
 
-class ParquetSource:
+class ParquetSource(Source):
     """
-    The image column of one split of a parquet data set.
+    The image column of one split of a Parquet data set.
 
     Args:
-        row_groups: Of all its files.
+        row_groups: Row groups of all its files.
         column: A struct of `bytes` and `path`, as `datasets` stores images, or the bytes alone.
-        footers: A hash of what the footers say, for the fingerprint.
+        footers: A hash of the footers, for the fingerprint.
         revision: The commit that it is read at, on the Hub.
-        features: Column -> type, of all of them.
-        retry_minutes: How long [`ParquetSource.read_column`] waits faults of the network out.
+        features: Type of each column.
+        retry_minutes: Minutes for which [`ParquetSource.read_column`] retries network errors.
     """
 
     def __init__(
@@ -141,20 +141,20 @@ class ParquetSource:
         self.group_sizes = [row_group.num_rows for row_group in row_groups]
         index = tuple((row_group.name, row_group.num_rows, row_group.num_bytes) for row_group in row_groups)
         self.fingerprint = hash_key("parquet", column, index, footers).hex()
-        # One for all threads, with what it knows of the files.
+        # All threads share one, and what it knows of the files.
         self.file_system, _ = fsspec.core.url_to_fs(row_groups[0].file)
         largest = max(row_groups, key=lambda row_group: row_group.num_bytes)
-        # An open row group may hold all of its column: pages are as large as its writer made them.
+        # An open row group may hold its whole column, because its writer decides how large pages are.
         fitting = READING_MEMORY // max(largest.num_bytes, 1)
         self.num_readers = 1 if isinstance(self.file_system, LocalFileSystem) else max(min(fitting, REMOTE_READERS), 1)
-        # Footers of a few hundred files stay here, or each row group would cost a request more.
+        # Without the footers of a few hundred files each row group would cost one more request.
         self._metadata = lru_cache(maxsize=256)(self._read_metadata)
         self.note = None
         if largest.num_bytes >= LARGE_ROW_GROUP:
             self.note = (
                 f"Note: {largest.name} has a row group of {largest.num_bytes / 1e9:.1f} GB ({largest.num_rows:,} "
-                "rows), which cannot be entered in the middle: where a lane starts or a run resumes in it, what lies "
-                "before is read and dropped. Smaller ones, as `datasets` writes them, cost nothing."
+                "rows), which can only be read from its start. If a lane starts or a run resumes in it, the rows "
+                "before are read and dropped. Smaller row groups, as `datasets` writes them, avoid this."
             )
 
     def _read_metadata(self, file: str) -> pq.FileMetaData:
@@ -168,7 +168,7 @@ class ParquetSource:
             with self.file_system.open(file) as stream:
                 column = pq.ParquetFile(stream).read(columns=[name]).column(name)
             try:
-                return column.cast(wanted)  # files of one data set may differ
+                return column.cast(wanted)  # types may differ between files
             except pa.ArrowInvalid as error:
                 raise UserError(f"{file}: column {name} holds {column.type}, not {wanted} ({error}).") from None
 
@@ -181,14 +181,14 @@ class ParquetSource:
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
         row_group, metadata = self.row_groups[group], self._metadata(self.row_groups[group].file)
-        # No cache: what is asked for is what is sent, in blocks that end where the column does.
+        # Without a cache exactly the requested bytes are sent, in blocks that end with the column.
         with self.file_system.open(row_group.file, cache_type="none") as stream:
-            # Without pre_buffer=False it would fetch the whole column at once, whatever the size of the buffer.
+            # With pre_buffer it would fetch the whole column at once, whatever the size of the buffer.
             file = pq.ParquetFile(stream, metadata=metadata, buffer_size=BLOCK_SIZE, pre_buffer=False)
             names = [field.name for field in file.schema_arrow.field(self.column).flatten()]
             leaf = f"{self.column}.bytes" if f"{self.column}.bytes" in names else self.column
             row, paths = 0, None
-            # In this thread: those of Arrow are as many as there are cores, and would wait for the network instead.
+            # In this thread, because Arrow has only as many threads as there are cores, and they would all wait.
             batches = file.iter_batches(32, row_groups=[row_group.number], columns=[leaf], use_threads=False)
             for batch in batches:
                 images = batch.column(0) if leaf == self.column else batch.column(0).field("bytes")

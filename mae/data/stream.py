@@ -1,14 +1,12 @@
 """
-From a source to this process's samples in order, read ahead in the background.
+From a source to this rank's samples in order, read ahead in the background.
 
-    source -> WindowReader (threads) -> SampleStream -> (key, undecoded image), a micro-batch at a time
+    source -> WindowReader (threads) -> SampleStream -> lists of samples, one per batch
 """
 
 import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
-
-import numpy as np
 
 from mae.data.order import SampleOrder, Window, sample_seed
 from mae.data.reader import MAX_BYTES_AHEAD, WindowReader
@@ -17,28 +15,28 @@ from mae.utils.errors import UserError
 
 
 class Sample(NamedTuple):
-    """What the stream hands to a worker: a sample's key and its undecoded image."""
+    """A sample for a worker: its key, and its undecoded image."""
 
     epoch: int
     position: int  # running on over epochs
     origin: tuple[str, int]  # file and row
     seed: int
     image: bytes | str
-    index: int = -1  # of the row over all groups of the source: its label's place
+    index: int = -1  # of the row over all groups of the source, and so of its label
 
 
 class SampleStream:
     """
-    This process's samples from a position on: a batch sampler that yields the samples themselves.
+    This rank's samples from a position on: a batch sampler that yields the samples themselves.
 
     Args:
         source: Where images come from.
         order: Their order.
-        batch_size: Samples of one micro-batch of this process.
-        process_index, num_processes: This process reads the lanes that are `process_index` modulo `num_processes`.
-        start, stop: First position of the run (over all processes), and the one after the last.
-        max_bytes_ahead: About how many bytes may be read before they are needed.
-        retry_minutes: How long a source that cannot be read now is waited for.
+        batch_size: Samples of a per-device batch.
+        process_index, num_processes: This rank reads the lanes that are `process_index` modulo `num_processes`.
+        start, stop: First position over all ranks, and the one after the last.
+        max_bytes_ahead: About how many bytes are read before they are needed.
+        retry_minutes: Minutes for which a source that cannot be read is retried.
     """
 
     def __init__(
@@ -55,9 +53,8 @@ class SampleStream:
     ):
         if order.lanes % num_processes:
             raise UserError(
-                f"--lanes {order.lanes} must be a multiple of the number of processes, {num_processes}, because each "
-                f"reads its own lanes: say --lanes {-(-order.lanes // num_processes) * num_processes}, or start "
-                "another number of processes."
+                f"--lanes {order.lanes} must be a multiple of the number of processes ({num_processes}), because each "
+                f"reads its own lanes. Use --lanes {-(-order.lanes // num_processes) * num_processes}."
             )
         if start % num_processes:
             raise ValueError(f"start={start} must be a multiple of num_processes={num_processes}.")
@@ -77,9 +74,9 @@ class SampleStream:
         windows = order.windows(self.start, lanes)
         if self.stop is not None:
             windows = itertools.takewhile(lambda window: order.position(window) < self.stop, windows)
-        # The reader starts here and not in __init__: DataLoader forks its workers before it asks for samples.
+        # The reader starts here and not in __init__, because the DataLoader forks its workers first.
         reader = WindowReader(self.source, windows, max_bytes=self.max_bytes_ahead, retry_minutes=self.retry_minutes)
-        starts = np.concatenate([[0], np.cumsum(self.source.group_sizes)])
+        starts = self.source.starts
         current: dict[int, tuple[Window, list]] = {}
         batch = []
         try:
@@ -103,7 +100,7 @@ class SampleStream:
                     yield batch
                     batch = []
                 position += self.num_processes
-            if batch:  # of an evaluation; training ends with a whole one
+            if batch:  # in evaluation; training ends with a whole batch
                 yield batch
         finally:
             reader.close()

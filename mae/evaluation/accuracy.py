@@ -70,7 +70,7 @@ class AccuracyEvaluator:
         if outputs is None:
             return None
         if not len(outputs.rows):
-            raise DataError(f"None of the {sum(self.source.group_sizes):,} validation images can be read.")
+            raise DataError(f"None of the {len(self.source):,} validation images can be read.")
         values = {"eval_loss": outputs.outputs["loss"].double().mean().item()}
         if outputs.skipped:
             values["eval_skipped"] = len(outputs.skipped)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configuration_mae import MAEConfig
 from mae.data.batch import Batch
+from mae.data.dataset import SampleDataset
 from mae.data.loader import batches, make_loader
 from mae.data.normalization import normalize
 from mae.data.order import SampleOrder
@@ -60,7 +61,7 @@ class EvaluationBatches:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.retry_minutes = retry_minutes
-        self.num_images = sum(source.group_sizes)
+        self.num_images = len(source)
         state = PartialState()
         bounds = [self.num_images * rank // state.num_processes for rank in range(state.num_processes + 1)]
         self.first, self.last = bounds[state.process_index : state.process_index + 2]
@@ -70,16 +71,16 @@ class EvaluationBatches:
         return -(-self.largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        transform, num_left = EvaluationTransform(self.config), len(self)
+        dataset, num_left = SampleDataset(EvaluationTransform(self.config)), len(self)
         if self.last > self.first:
-            loader = make_loader(self._stream(), transform, self.num_workers)
+            loader = make_loader(self._stream(), dataset, self.num_workers)
             for batch in batches(loader):
                 # A share is a run of rows that counts from 0.
                 batch.rows = [self.first + row for row in batch.rows]
                 num_left -= 1
                 yield batch
         for _ in range(num_left):
-            yield transform.collate([])
+            yield dataset.collate([])
 
     def _stream(self) -> SampleStream:
         source, size = self.source, self.last - self.first

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from configuration_mae import MAEConfig
-from mae.data.decoding import EncodedImage
+from mae.data.decoding import DecodingError, EncodedImage
 from mae.data.normalization import normalize
 from mae.data.sources import Source
 from mae.data.transforms import EvaluationTransform
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
 from mae.evaluation.visualization import save_reconstruction
 from mae.utils.distributed import is_main_process, on_main_process
-from mae.utils.errors import UserError, first_line
+from mae.utils.errors import UserError
 from mae.utils.files import PICTURES_FOLDER
 from mae.utils.hashing import permutation
 from mae.utils.retries import retry
@@ -97,8 +97,8 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
         try:
             image = EncodedImage(data, config.num_channels)
             images.append(transform.prepare(image))
-        except Exception as error:  # training names unreadable images
-            reason = f"{type(error).__name__}: {first_line(error)}"
+        except DecodingError as error:  # training names unreadable images
+            reason = str(error)
         if len(images) == count:
             break
     if not images:

@@ -4,10 +4,9 @@ linear probe on frozen features.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,12 +15,13 @@ from torchvision.transforms import v2
 from mae.arguments.recipes import ClassificationRecipe
 from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
+from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.labels import Labels
 from mae.data.normalization import normalize
 from mae.data.sources import Source
-from mae.data.transforms import ClassificationTransform, SampleDataset, seeded
+from mae.data.subsets import RowNumbers
+from mae.data.transforms import ClassificationTransform, seeded
 from mae.evaluation.features_cache import FrozenFeatures
-from mae.evaluation.inference import Outputs
 from mae.training.optimization import LARS, make_optimizer, parameter_groups
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
@@ -103,19 +103,22 @@ class Classification:
                 "--per_device_train_batch_size must be at least 2, because --protocol linear normalises over it."
             )
 
-    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset | None:
+    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset | FeatureDataset | None:
         recipe = self.recipe
         if self.features is not None:
-            features = self.features(should_stop)
-            return None if features is None else FeatureDataset(features, self.labels.values)
+            found = self.features(should_stop)
+            if found is None:
+                return None
+            return FeatureDataset(found.outputs["features"], found.rows, self.labels.values, found.skipped)
         crops = recipe.augmentation != "none"
-        return ClassificationTransform(
+        transform = ClassificationTransform(
             self.model.config,
             self.labels.values,
             min_crop_area=recipe.min_crop_area if crops else None,
             randaugment_magnitude=recipe.randaugment_magnitude if recipe.augmentation == "randaugment" else None,
             random_erasing=recipe.random_erasing,
         )
+        return SampleDataset(transform)
 
     def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -162,53 +165,3 @@ class Classification:
 def uses_frozen_features(recipe: ClassificationRecipe) -> bool:
     """Whether features do not change during training, and so are computed once."""
     return recipe.protocol == "linear" and recipe.augmentation == "none"
-
-
-class RowNumbers:
-    """A source of which only the order counts: its rows hold nothing."""
-
-    def __init__(self, source: Source):
-        self.group_sizes = source.group_sizes
-        self.origin = source.origin
-        self.num_readers = 1
-        self.fingerprint, self.revision, self.note = source.fingerprint, source.revision, source.note
-
-    def read(self, group: int, first_row: int) -> Iterator[bytes]:
-        for _ in range(first_row, self.group_sizes[group]):
-            yield b""
-
-
-class FeatureDataset(SampleDataset):
-    """Features in the place of images, a micro-batch at once."""
-
-    def __init__(self, features: Outputs, labels: np.ndarray):
-        self.features = features.outputs["features"]
-        self.labels = labels
-        self.reasons = dict(features.skipped)
-        self.places = np.full(len(labels), -1)
-        self.places[features.rows] = np.arange(len(features.rows))
-
-    def __getitems__(self, samples: list) -> Batch:
-        rows = np.array([sample.index for sample in samples])
-        places = self.places[rows]
-        good = places >= 0
-        keys = [sample.position.to_bytes(8, "big") + self.digest(sample) for sample in samples]
-        features, labels = self.features[places[good]], self.labels[rows[good]]
-        if not good.any():  # a blank of weight 0
-            features, labels = self.features.new_zeros(1, self.features.shape[1]), self.labels[:1]
-        return Batch(
-            pixel_values=features,
-            weight=float(good.mean()),
-            size=len(samples),
-            keys=b"".join(keys),
-            skipped=[
-                (sample.origin, self.reasons.get(sample.origin, "unreadable"))
-                for sample, is_good in zip(samples, good)
-                if not is_good
-            ],
-            rows=rows[good].tolist(),
-            labels=labels.astype(np.float32) if labels.ndim == 2 else labels,
-        )
-
-    def collate(self, batch: Batch) -> Batch:
-        return batch

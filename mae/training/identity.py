@@ -36,7 +36,7 @@ def run_identity(
         "mixed_precision": accelerator.mixed_precision,
         "tf32": arguments.tf32,
         "initial_weights": initial_weights,
-        "data": {"fingerprint": source.fingerprint, "images": sum(source.group_sizes)},
+        "data": {"fingerprint": source.fingerprint, "images": len(source)},
         "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
     }
     for name, values in of_the_task.items():

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.data.batch import Batch
+from mae.data.dataset import SampleDataset
 from mae.data.normalization import normalize
 from mae.data.sources import Source
 from mae.data.transforms import PreTrainingTransform
@@ -41,8 +42,8 @@ class PreTraining:
         self.recipe = recipe
         self.flops_per_image = training_flops(model.config)
 
-    def dataset(self, should_stop: Callable[[], bool]) -> PreTrainingTransform:
-        return PreTrainingTransform(self.model.config)
+    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset:
+        return SampleDataset(PreTrainingTransform(self.model.config))
 
     def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 
 from mae.arguments.recipes import Recipe
 from mae.arguments.run import RunArguments
+from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.loader import choose_num_workers, make_loader
 from mae.data.order import SampleOrder
 from mae.data.stream import SampleStream
-from mae.data.transforms import SampleDataset
 from mae.evaluation.evaluator import Evaluator
 from mae.training.average import AveragedWeights
 from mae.training.checkpointing import TrainState
@@ -127,7 +127,7 @@ class Training:
             retry_minutes=self.arguments.data_retry_minutes,
         )
 
-    def loader(self, dataset: SampleDataset, after_step: int) -> DataLoader:
+    def loader(self, dataset: SampleDataset | FeatureDataset, after_step: int) -> DataLoader:
         """This rank's batches after a step."""
         return make_loader(self.stream(after_step), dataset, self.num_workers)
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from mae.data.batch import Batch
+from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.sources import Source
-from mae.data.transforms import SampleDataset
 from modeling_mae import MAEPreTrainedModel
 
 
@@ -30,7 +30,7 @@ class Task(Protocol):
     min_learning_rate: float
     flops_per_image: float | None
 
-    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset | None:
+    def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset | FeatureDataset | None:
         """
         Makes samples into batches, in the DataLoader workers. Called once, on every rank, before the first step. None
         if the run was asked to stop meanwhile.

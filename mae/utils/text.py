@@ -11,9 +11,14 @@ def listed(items: Sequence[object], most: int = 5) -> str:
 
 
 def printable(name: str) -> str:
-    """Escape a name that cannot be printed in a line: not UTF-8 (from a file system), or with control characters."""
-    name = name.encode("utf-8", "backslashreplace").decode()
+    """Escape a name that cannot be printed in a line: not UTF-8, or with control characters."""
+    name = encodable(name)
     return name if name.isprintable() else repr(name)
+
+
+def encodable(name: str) -> str:
+    """Escape what is not UTF-8 in a name of a file system, because it can be neither printed nor written."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

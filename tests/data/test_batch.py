@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from configuration_mae import MAEConfig
+from mae.data.dataset import SampleDataset
 from mae.data.transforms import PreTrainingTransform
 from tests.support.samples import (
     BrokenSource,
@@ -22,8 +23,8 @@ def test_batches_of_several_types():
     for array in (np.full((8, 8, 2), 128, np.uint8), np.full((8, 8, 2), 0.5, np.float32)):
         buffer = io.BytesIO()
         np.save(buffer, array)
-        examples.append(PreTrainingTransform(config)[sample(buffer.getvalue())])
-    batch = PreTrainingTransform(config).collate(examples)
+        examples.append(SampleDataset(PreTrainingTransform(config))[sample(buffer.getvalue())])
+    batch = SampleDataset(PreTrainingTransform(config)).collate(examples)
     torch.testing.assert_close(batch.pixel_values.float()[:, 0, 0, 0], torch.tensor([128.0, 127.5]))
 
 

@@ -11,6 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
+from mae.data.dataset import SampleDataset
 from mae.data.decoding import EncodedImage, decode_image, plain_jpeg_size
 from mae.data.transforms import PreTrainingTransform
 from tests.support.samples import (
@@ -108,7 +109,7 @@ def test_size_of_a_plain_jpeg():
     large = encode(Image.new("L", (4000, 3000)), "JPEG")
     for data in (encode(picture(), "JPEG", exif=exif), large, encode(picture(), "PNG"), b"", whole[:10]):
         assert plain_jpeg_size(data) is None
-    wide = PreTrainingTransform(CONFIG)[sample(whole)]
+    wide = SampleDataset(PreTrainingTransform(CONFIG))[sample(whole)]
     assert wide["pixel_values"].shape == (3, 32, 32)
     assert EncodedImage(whole).height == 24 and EncodedImage(whole).width == 40
 
@@ -152,7 +153,7 @@ def test_arrays(channels):
         torch.testing.assert_close(image.float(), torch.from_numpy(eight).permute(2, 0, 1).float())
         assert image.dtype == (torch.uint8 if array.dtype == np.uint8 else torch.float32)
     config = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3, num_channels=channels)
-    example = PreTrainingTransform(config)[sample(buffer.getvalue())]
+    example = SampleDataset(PreTrainingTransform(config))[sample(buffer.getvalue())]
     assert example["pixel_values"].shape == (channels, 32, 32)
     assert example["pixel_values"].min() >= 0 and example["pixel_values"].max() <= 255
 
@@ -167,7 +168,7 @@ def test_arrays_that_are_no_images():
         (np.zeros((6, 6, 5), np.uint8), r"an array of shape \(6, 6, 5\) is no image of 4 channels"),
         (np.zeros((2, 4, 4, 4), np.uint8), "is no image of 4 channels"),
         (np.zeros((0, 4, 4), np.uint8), "is no image"),
-        (np.zeros((8, 8, 4), np.int64), "pixels of type int64; wanted are uint8, uint16, or floats"),
+        (np.zeros((8, 8, 4), np.int64), "pixels of type int64 .*uint8, uint16"),
         (np.full((8, 8, 4), 2.0), r"must be in \[0, 1\]"),
         (np.full((8, 8, 4), np.nan), r"must be in \[0, 1\]"),
         (np.array([{}]), "Object arrays cannot be loaded"),

@@ -21,8 +21,10 @@ from huggingface_hub import HfApi
 from PIL import Image
 
 from mae.data.batch import samples_digest
+from mae.data.dataset import SampleDataset
+from mae.data.folders import open_folder
 from mae.data.loader import make_loader
-from mae.data.opening import open_dataset, open_folder
+from mae.data.opening import open_dataset
 from mae.data.order import SampleOrder
 from mae.data.parquet import read_footers
 from mae.data.stream import SampleStream
@@ -100,7 +102,7 @@ def test_pre_training_from_the_hub(tmp_path, emoji_bytes, hub: Hub):
     done = start(*arguments)
     assert done.returncode == 2 and "data.images was 40, now 48" in done.stderr
     names = [f"--dataset_name me/growing --dataset_revision {revision}" for revision in (sha, now)]
-    assert f"the data was that of {names[0]}, now of {names[1]})" in done.stderr
+    assert f"the data was {names[0]}, now {names[1]})" in done.stderr
     done = start(*arguments, "--dataset_revision", sha)
     assert done.returncode == 0 and "already finished" in done.stdout
 
@@ -152,7 +154,7 @@ def test_other_formats_are_downloaded(parquet_on_the_hub, files_on_the_hub, tmp_
             entry.size = len(data)
             archive.addfile(entry, io.BytesIO(data))
     upload("tar", tmp_path)
-    with pytest.raises(UserError, match="--no_streaming downloads it.*refs/convert/parquet"):
+    with pytest.raises(UserError, match="--no_streaming.*refs/convert/parquet"):
         open_dataset("me/tar")
     source, _ = open_dataset("me/tar", streaming=False)
     assert source.group_sizes == [1] * 60 and len(source.revision) == 40 and source.origin(3, 0) == ("train", 3)
@@ -197,8 +199,8 @@ def test_configurations(tmp_path, emoji_bytes):
     (tmp_path / "README.md").write_text(card + "---\n")
     upload("configurations", tmp_path)
     assert len(open_dataset("me/configurations", "large")[0].group_sizes) == 5
-    for name, what in ((None, "one of small, large."), ("tiny", "one of small, large, not tiny.")):
-        with pytest.raises(UserError, match=f"has several configurations: give --dataset_config_name {what}"):
+    for name, what in ((None, "small, large"), ("tiny", "small, large.*not tiny")):
+        with pytest.raises(UserError, match=f"several configurations.*--dataset_config_name.*{what}"):
             open_dataset("me/configurations", name)
 
 
@@ -335,7 +337,7 @@ def test_drops_in_mid_read(kind, parquet_on_the_hub, files_on_the_hub, hub: Hub,
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, 8, stop=96, retry_minutes=1)
     hub.fault("GET", r"/cdn/.*", drop_after=500, times=14)
-    assert_same(list(make_loader(stream, PreTrainingTransform(CONFIG))), expected)
+    assert_same(list(make_loader(stream, SampleDataset(PreTrainingTransform(CONFIG)))), expected)
     assert 1 <= capsys.readouterr().err.count("; retrying in") <= 14 and not hub.faults[0].times
 
 

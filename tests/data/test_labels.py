@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 
 import datasets
 import numpy as np
@@ -12,9 +11,10 @@ import pytest
 from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
+from mae.data.folders import open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
-from mae.data.opening import open_dataset, open_folder
-from mae.data.subsets import CachedSource, hold_out, row_origins
+from mae.data.opening import open_dataset
+from mae.data.subsets import CachedSource, hold_out
 from mae.utils.errors import UserError
 from tests.support.loopback import upload
 
@@ -105,8 +105,8 @@ def test_what_is_refused(tmp_path):
     refuse([0, None, 1, None], classes, r"WHAT: 2 images have no usable label \(label is null\): .* row 1, .* row 3")
     refuse([0] + [-1] * 7, classes, r"WHAT: 7 images have no usable label \(label is -1\): .* row 5 and 2 more")
     refuse([[0], None], List(classes), "WHAT: 1 images have no usable label")
-    refuse(["cat", "bear", "ant"], Value("string"), "WHAT has classes that .* has not: ant, bear", names=NAMES)
-    refuse([0, 1], ClassLabel(names=["cat", "bear"]), "WHAT has classes that .* has not: bear", names=NAMES)
+    refuse(["cat", "bear", "ant"], Value("string"), "WHAT has classes .*: ant, bear", names=NAMES)
+    refuse([0, 1], ClassLabel(names=["cat", "bear"]), "WHAT has classes .*: bear", names=NAMES)
     refuse([["bear"]], List(Value("string")), "has not: bear", names=NAMES)
     refuse([[0, -1], [1], [-1]], List(classes), r"2 images have no usable label \(label is -1\): .* row 0, .* row 2")
     refuse([[0, None]], List(classes), r"1 images have no usable label \(label is null\): .* row 0")
@@ -204,8 +204,8 @@ def test_parts_hold_the_right_images(tmp_path):
         assert [value % 2 for value in found] == some.values.tolist()
     assert np.bincount(held_labels.values).tolist() == [5, 5]
     assert train.fingerprint != held.fingerprint != source.fingerprint
-    assert [row for _, row in row_origins(held, np.arange(10))] == values[1]
+    assert [row for _, row in held.row_origins(np.arange(10))] == values[1]
     again, _ = select(*select(source, labels, np.arange(1, 40, 2)), np.array([0, 5, 19]))
     assert grey_values(again) == [1, 11, 39]
-    with pytest.raises(UserError, match=re.escape("--train_val_split 0.001 of 40 images leaves 40 to train on and 0")):
+    with pytest.raises(UserError, match="--train_val_split 0.001 of 40 images leaves 40 .* and 0"):
         hold_out_labelled(source, labels, 0.001, 3)

@@ -7,8 +7,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from configuration_mae import MAEConfig
+from mae.data.folders import open_folder
 from mae.data.normalization import denormalize, measure_statistics, normalize
-from mae.data.opening import open_folder
 from mae.data.order import SampleOrder
 from mae.utils.errors import UserError
 from tests.support.samples import CONFIG, BrokenSource, encode
@@ -40,7 +40,7 @@ def test_measured_statistics(tmp_path):
     assert measure_statistics(source, order, CONFIG, count=1000) == (mean, std, count)
     assert measure_statistics(source, order, CONFIG, count=10)[2] <= 10
     grey = [encode(Image.new("RGB", (8, 8), "grey"), "PNG")] * 8
-    with pytest.raises(UserError, match="same value everywhere"):
+    with pytest.raises(UserError, match="single value"):
         measure_statistics(BrokenSource(grey), SampleOrder([8], seed=0), CONFIG, count=8)
     with pytest.raises(UserError, match="has nothing to measure"):
         measure_statistics(BrokenSource([b""] * 8), SampleOrder([8], seed=0), CONFIG, count=8)

@@ -1,12 +1,12 @@
 """Opening folders and data sets."""
 
-import os
+import time
 
+import datasets
 import pyarrow.parquet as pq
 import pytest
 
-from mae.data.decoding import decode_image
-from mae.data.opening import open_dataset, open_folder
+from mae.data.opening import open_dataset
 from mae.utils.errors import UserError
 from tests.support.data import EMOJI, write_parquet
 
@@ -39,9 +39,9 @@ def test_image_columns(tmp_path, emoji_bytes):
     pq.write_table(type(table).from_pydict(dict(zip(names, [raw, list(range(8))]))), bare)
     with pytest.raises(UserError, match="no column of type Image.*Columns: raw, count"):
         open_dataset(str(bare))
-    with pytest.raises(UserError, match="--image_column_name count: that column holds Value"):
+    with pytest.raises(UserError, match="--image_column_name count .*Value"):
         open_dataset(str(bare), image_column_name="count")
-    with pytest.raises(UserError, match="--image_column_name photo: there is no such column"):
+    with pytest.raises(UserError, match="--image_column_name photo does not exist"):
         open_dataset(str(bare), image_column_name="photo")
     assert list(open_dataset(str(bare), image_column_name="raw")[0].read(0, 0)) == raw
 
@@ -59,9 +59,9 @@ def test_bad_parquet(tmp_path, emoji_bytes):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="data.parquet"):
         open_dataset(str(path))
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="--dataset_name .* does not exist"):
         open_dataset(str(tmp_path / "nothing-*.parquet"))
-    with pytest.raises(UserError, match="no such folder"):
+    with pytest.raises(UserError, match="does not exist"):
         open_dataset(str(tmp_path / "nothing"))
     empty = write_parquet(tmp_path / "empty.parquet", [], 4)
     with pytest.raises(UserError, match="holds no rows"):
@@ -69,21 +69,45 @@ def test_bad_parquet(tmp_path, emoji_bytes):
 
 
 def test_folder_of_images_as_dataset_is_told_the_flag(image_folder):
-    with pytest.raises(UserError, match="use --train_dir"):
+    with pytest.raises(UserError, match="folder of image files.*--train_dir"):
         open_dataset(str(image_folder))
 
 
-def test_folder(image_folder, tmp_path):
-    source = open_folder(str(image_folder), "--train_dir")
-    names = {source.origin(group, 0)[0] for group in range(len(source.group_sizes))}
-    assert len(names) == 60 and "group1/deep/001.png" in names and "group0/deep/003.JPG" in names
-    (path,) = source.read(0, 0)
-    assert decode_image(path).shape == (3, 64, 64)
+def saved(images: list[bytes], splits: bool) -> datasets.Dataset | datasets.DatasetDict:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    whole = datasets.Dataset.from_dict({"image": images, "label": list(range(len(images)))}, features)
+    return datasets.DatasetDict(train=whole, test=whole.select(range(3))) if splits else whole
 
-    (tmp_path / "inside").mkdir()
-    os.symlink(image_folder / "group0" / "000.png", tmp_path / "inside" / "link.png")
-    os.symlink(image_folder, tmp_path / "inside" / "link")
-    with pytest.raises(UserError, match="holds no image files"):
-        open_folder(str(tmp_path), "--train_dir")
-    with pytest.raises(UserError, match="--train_dir .*no such folder"):
-        open_folder(str(tmp_path / "nothing"), "--train_dir")
+
+@pytest.mark.parametrize("splits", [False, True])
+def test_folder_of_save_to_disk_opens_row_by_row(tmp_path, emoji_bytes, splits):
+    saved([{"bytes": data, "path": None} for data in emoji_bytes[:8]], splits).save_to_disk(tmp_path / "saved")
+    source, validation = open_dataset(str(tmp_path / "saved"))
+    assert [next(source.read(group, 0)) for group in range(8)] == emoji_bytes[:8]
+    assert source.read_column("label").to_pylist() == list(range(8))
+    assert (validation is None) != splits and (validation is None or len(validation) == 3)
+
+
+def test_file_of_another_kind_is_named_and_never_asked_of_the_hub(tmp_path, hub):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"photos.zip is a file \(.zip\).*--train_dir"):
+        open_dataset(str(tmp_path / "photos.zip"), retry_minutes=10)
+    assert not hub.requests
+
+
+def test_relative_path_that_exists_is_never_asked_of_the_hub(tmp_path, hub, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "photos.zip").write_bytes(b"PK")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="data/photos.zip is a file"):
+        open_dataset("data/photos.zip", retry_minutes=10)
+    assert not hub.requests
+
+
+def test_misspelt_name_fails_at_once_when_offline(monkeypatch, hub):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    started = time.monotonic()
+    with pytest.raises(UserError, match="--dataset_name data/photoz"):
+        open_dataset("data/photoz", retry_minutes=10)
+    assert time.monotonic() - started < 20 and not hub.requests

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mae.data.batch import samples_digest
-from mae.data.opening import open_dataset, open_folder
+from mae.data.folders import open_folder
+from mae.data.opening import open_dataset
 from mae.data.order import SampleOrder
 from mae.data.stream import SampleStream
 from mae.utils import retries
@@ -79,9 +80,7 @@ def test_a_source_that_ends_early_is_an_error(emoji_bytes):
 
 
 def test_lanes_and_processes():
-    with pytest.raises(
-        UserError, match="--lanes 4 must be a multiple of the number of processes, 3, .* say --lanes 6,"
-    ):
+    with pytest.raises(UserError, match="--lanes 4 must be a multiple .*3.*--lanes 6"):
         batches(BrokenSource([b""] * 32), processes=3)
 
 

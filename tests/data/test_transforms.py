@@ -7,6 +7,7 @@ import torch
 from torchvision.transforms import InterpolationMode, v2
 
 from configuration_mae import MAEConfig
+from mae.data.dataset import SampleDataset
 from mae.data.decoding import decode_image
 from mae.data.transforms import PreTrainingTransform
 from tests.support.samples import CONFIG, encode, picture, png_of_16_bits, sample
@@ -22,7 +23,7 @@ def test_images_that_cannot_be_decoded(emoji_bytes):
         (bomb, "exceeds limit"),
         (b"<html></html>", "cannot identify"),
     ]:
-        example = PreTrainingTransform(CONFIG)[sample(data)]
+        example = SampleDataset(PreTrainingTransform(CONFIG))[sample(data)]
         assert "pixel_values" not in example
         assert re.search(message, example["skipped"]), example["skipped"]
 
@@ -37,7 +38,7 @@ def test_augmentation_is_torchvisions(emoji_bytes):
     )
     flips = 0
     for seed in range(20):
-        example = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0], seed=seed)]
+        example = SampleDataset(PreTrainingTransform(CONFIG))[sample(emoji_bytes[0], seed=seed)]
         torch.manual_seed(seed)
         expected = transform(decode_image(emoji_bytes[0]))
         assert torch.equal(example["pixel_values"], expected)
@@ -48,17 +49,17 @@ def test_augmentation_is_torchvisions(emoji_bytes):
 
 def test_decode_is_pure(emoji_bytes):
     torch.manual_seed(0)
-    first = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0])]
+    first = SampleDataset(PreTrainingTransform(CONFIG))[sample(emoji_bytes[0])]
     untouched = torch.rand(())
     torch.manual_seed(0)
     assert untouched == torch.rand(())
-    again = PreTrainingTransform(CONFIG)[sample(emoji_bytes[0])]
+    again = SampleDataset(PreTrainingTransform(CONFIG))[sample(emoji_bytes[0])]
     assert torch.equal(first["pixel_values"], again["pixel_values"]) and first["digest"] == again["digest"]
 
 
 def test_digest_covers_what_it_says(emoji_bytes):
     def digest(config=CONFIG, **changes):
-        return PreTrainingTransform(config)[sample(emoji_bytes[0])._replace(**changes)]["digest"]
+        return SampleDataset(PreTrainingTransform(config))[sample(emoji_bytes[0])._replace(**changes)]["digest"]
 
     other_ratio = MAEConfig(**{**CONFIG.to_dict(), "mask_ratio": 0.5})
     digests = [

@@ -14,8 +14,9 @@ from PIL import Image
 from transformers import ViTMAEForPreTraining
 
 from mae.conversion.saving import save_checkpoint
+from mae.data.folders import open_folder
 from mae.data.normalization import normalize
-from mae.data.opening import open_dataset, open_folder
+from mae.data.opening import open_dataset
 from mae.data.subsets import hold_out
 from mae.evaluation.reconstruction import load_images
 from mae.utils.errors import UserError

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from configuration_mae import MAEConfig
+from mae.data.dataset import SampleDataset
 from mae.data.loader import make_loader
 from mae.data.order import SampleOrder
+from mae.data.sources import Source
 from mae.data.stream import Sample, SampleStream
 from mae.data.transforms import PreTrainingTransform
 
@@ -50,7 +52,7 @@ def sample(data: bytes, position: int = 5, seed: int = 11) -> Sample:
 def batches(source, workers=0, start=0, stop=96, batch_size=8, index=0, processes=1):
     order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
     stream = SampleStream(source, order, batch_size, index, processes, start, stop)
-    return list(make_loader(stream, PreTrainingTransform(CONFIG), workers))
+    return list(make_loader(stream, SampleDataset(PreTrainingTransform(CONFIG)), workers))
 
 
 def assert_same(ours, theirs):
@@ -60,8 +62,8 @@ def assert_same(ours, theirs):
         assert torch.equal(one.pixel_values, other.pixel_values) and np.array_equal(one.noise, other.noise)
 
 
-class BrokenSource:
-    """A source with what real ones have now and then."""
+class BrokenSource(Source):
+    """A source with faults that real ones have now and then."""
 
     fingerprint = "broken"
     num_readers = 1

@@ -26,6 +26,7 @@ from mae.arguments.recipes import ClassificationRecipe
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
 from mae.conversion.saving import save_checkpoint
+from mae.data.dataset import SampleDataset
 from mae.data.labels import read_labels
 from mae.data.normalization import normalize
 from mae.data.opening import open_dataset
@@ -542,7 +543,7 @@ def test_short_runs_warm_up_shortly(flags):
 
 
 def examples_of(config, **options):
-    return ClassificationTransform(config, np.arange(9), **options)
+    return SampleDataset(ClassificationTransform(config, np.arange(9), **options))
 
 
 def sample(data, seed=1, index=3):

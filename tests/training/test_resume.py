@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mae.data.transforms import PreTrainingTransform
+from mae.data.dataset import SampleDataset
 from mae.evaluation.reconstruction import ReconstructionEvaluator
 from mae.training import interruption
 from mae.training.accelerator import make_accelerator
@@ -166,7 +166,7 @@ def test_stop_while_data_does_not_come_saves_the_whole_steps(data, tmp_path, mon
     arguments += ["--dataloader_num_workers", 0, "--logging_steps", 2]
     expected = train(tmp_path / "whole", *arguments)
     with monkeypatch.context() as patch:
-        decode = PreTrainingTransform.__getitem__
+        decode = SampleDataset.__getitem__
 
         def stall(self, sample):
             if sample.position == position:
@@ -174,7 +174,7 @@ def test_stop_while_data_does_not_come_saves_the_whole_steps(data, tmp_path, mon
                 time.sleep(60)
             return decode(self, sample)
 
-        patch.setattr(PreTrainingTransform, "__getitem__", stall)
+        patch.setattr(SampleDataset, "__getitem__", stall)
         patch.setattr(interruption, "DATA_PATIENCE", 1)
         done = start("--output_dir", tmp_path / "run", *arguments)
     step = position // 8

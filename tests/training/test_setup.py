@@ -6,7 +6,7 @@ from accelerate import Accelerator
 from configuration_mae import MAEConfig
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
-from mae.data.opening import open_folder
+from mae.data.folders import open_folder
 from mae.training.pretraining import PreTraining
 from mae.training.setup import Training
 from mae.utils.errors import UserError
