@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,7 @@ def open_dataset(
     revision: str | None = None,
     retry_minutes: float = 0,
     streaming: bool = True,
+    validation_splits: Sequence[str] = ("validation", "test"),
 ) -> tuple[Source, Source | None]:
     """
     A parquet data set: on the Hub, a folder of parquet files, a file or a pattern of files, or whatever else
@@ -100,8 +102,11 @@ def open_dataset(
 
     With `streaming=False` it is downloaded, and may be of any format that `load_dataset` reads.
 
+    Args:
+        validation_splits: Splits that may be used for validation. The first that exists is.
+
     Returns:
-        Its train split, and its validation or test split where there is one.
+        Its train split, and its validation split if there is one.
     """
     local = os.path.expanduser(name)
     paths = []
@@ -195,5 +200,5 @@ def open_dataset(
         )
     if "train" not in files:
         raise UserError(f"--dataset_name {name} has no train split; it has {', '.join(files)}.")
-    held_out = next((split for split in ("validation", "test") if split in files), None)
+    held_out = next((split for split in validation_splits if split in files), None)
     return open_split("train"), open_split(held_out) if held_out else None
