@@ -1,5 +1,5 @@
 """
-Writes the features of images, one row for each: file, row, label where there are labels, and a vector.
+Write the features of images, one row per image: file, row, label if there are labels, and a vector.
 
     python examples/extract_features.py --model_name_or_path outputs/run_mae --train_dir my_images --output f.parquet
     ... --pooling mean --layer 8                    the mean of the patch tokens after block 8
@@ -11,7 +11,7 @@ The same images and model give the same file. Several processes (`accelerate lau
 
 import json
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
 
-from mae.arguments.data import FeatureArguments
-from mae.cli.data import open_sources
+from mae.arguments.flags import EVALUATION, REQUIRED, Arguments, flag, one_of
+from mae.arguments.model import FeatureArguments
+from mae.cli.data import open_splits
 from mae.cli.model import load_encoder
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
@@ -29,42 +30,44 @@ from mae.data.subsets import origin_columns
 from mae.evaluation.features import compute_features, log_skipped
 from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
-from mae.utils.files import UNFINISHED
+from mae.utils.files import atomic_write
 
 
 logger = logging.getLogger("mae.examples")
 
 
-EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
-
-
 @dataclass
-class OutputArguments:
-    output: str = field(metadata={"help": "A file that does not exist: .parquet or .safetensors."})
-    split: str = field(default="train", metadata={"help": "train, or held_out: validation or test images."})
+class OutputArguments(Arguments):
+    output: str = flag(
+        REQUIRED, "File to write, .parquet or .safetensors. It must not exist.", group=EVALUATION, is_path=True
+    )
+    split: str = flag(
+        "train",
+        "Images to use: train, or held_out for the validation images.",
+        group=EVALUATION,
+        rule=one_of("train", "held_out"),
+    )
 
 
 def main() -> None:
     arguments, output = parse_arguments(FeatureArguments, OutputArguments, description=__doc__)
-    accelerator = make_accelerator(arguments.run)
-    if output.split not in ("train", "held_out"):
-        raise UserError(f"--split {output.split}: wanted is train or held_out.")
+    accelerator = make_accelerator(arguments)
     for name in ("train_val_split", "max_train_samples", "max_eval_samples"):
         if getattr(arguments, name) is not None:
-            raise UserError(f"--{name}: features of all images of a split are written.")
+            raise UserError(f"--{name} has no effect here: the features of all images of a split are written.")
     path = Path(output.output).expanduser()
     if path.suffix not in (".parquet", ".safetensors"):
         raise UserError(f"--output {output.output} must end in .parquet or .safetensors.")
     if path.exists() or not path.parent.is_dir():
-        problem = "exists already" if path.exists() else "lies in no folder that is there"
-        raise UserError(f"--output {output.output} {problem}: name another file.")
+        problem = "exists already" if path.exists() else "is in a folder that does not exist"
+        raise UserError(f"--output {output.output} {problem}. Name another file.")
 
-    encoder, found = load_encoder(arguments, accelerator)
-    logger.info(found)
-    sources = open_sources(arguments, encoder.config.num_channels, arguments.data_retry_minutes, EMOJI)
+    encoder, report = load_encoder(arguments, accelerator)
+    logger.info(report)
+    sources = open_splits(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
     source = sources[output.split == "held_out"]
     if source is None:
-        raise UserError("--split held_out: the data has no held-out images.")
+        raise UserError("--split held_out: the data has no validation images.")
     labels = None
     try:
         labels = read_labels(source, f"--split {output.split}", arguments.label_column_name)
@@ -76,24 +79,24 @@ def main() -> None:
     log_skipped(mapped)
     if not accelerator.is_main_process:
         return
-    features, unfinished = mapped.outputs["features"], path.with_name(path.name + UNFINISHED)
+    features = mapped.outputs["features"]
     values = None if labels is None else labels.values[mapped.rows]
-    what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
+    what = {"model": report.source, "layer": arguments.layer, "pooling": arguments.pooling}
     what |= {} if labels is None else {"labels": labels.names}
-    # In one entry: safetensors writes several in any order.
+    # In one entry, because safetensors writes several in any order.
     metadata = {"mae": json.dumps(what, ensure_ascii=False)}
-    if path.suffix == ".safetensors":
-        tensors = {"features": features, "rows": torch.from_numpy(mapped.rows)}
-        tensors |= {} if values is None else {"labels": torch.from_numpy(values)}
-        save_file(tensors, unfinished, metadata=metadata)
-    else:
-        columns = origin_columns(source, mapped.rows)
-        if values is not None:
-            columns["label"] = values.tolist()
-        flat = pa.array(features.flatten().numpy())
-        table = pa.table(columns | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
-        pq.write_table(table.replace_schema_metadata(metadata), unfinished)
-    unfinished.replace(path)
+    with atomic_write(path) as unfinished:
+        if path.suffix == ".safetensors":
+            tensors = {"features": features, "rows": torch.from_numpy(mapped.rows)}
+            tensors |= {} if values is None else {"labels": torch.from_numpy(values)}
+            save_file(tensors, unfinished, metadata=metadata)
+        else:
+            columns = origin_columns(source, mapped.rows)
+            if values is not None:
+                columns["label"] = values.tolist()
+            flat = pa.array(features.flatten().numpy())
+            table = pa.table(columns | {"features": pa.FixedSizeListArray.from_arrays(flat, features.shape[1])})
+            pq.write_table(table.replace_schema_metadata(metadata), unfinished)
     logger.info(f"{features.shape[0]:,} vectors of {features.shape[1]}: {path}")
 
 

@@ -16,11 +16,9 @@ to resume. Exit codes: 0 finished; 1 the run failed; 2 invalid arguments, nothin
 checkpoint was saved. Launchers may replace the code.
 """
 
-from pathlib import Path
-
-from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.recipes import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
-from mae.cli.data import data_name, open_labelled
+from mae.cli.data import data_name, open_labelled_splits
 from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
 from mae.cli.parser import parse_arguments
 from mae.cli.report import ClassificationReport
@@ -35,21 +33,17 @@ from mae.training.schedule import fit_to_small_data
 from mae.training.setup import Training
 
 
-EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
-
-
 def main() -> None:
-    recipe, arguments = parse_arguments(ClassificationRecipe, ClassificationArguments, description=__doc__)
-    accelerator = make_accelerator(arguments)
+    flags, arguments = parse_arguments(ClassificationFlags, ClassificationArguments, description=__doc__)
+    accelerator = make_accelerator(arguments, arguments.output_dir, arguments.trackers)
 
-    weights = read_checkpoint(recipe, arguments.data_retry_minutes)
-    channels = find_num_channels(recipe, weights)
-    (source, labels), (held_out, held_out_labels) = open_labelled(
-        recipe, channels, arguments.data_retry_minutes, arguments.max_eval_samples, EMOJI
+    minutes = arguments.data_retry_minutes
+    weights = read_checkpoint(flags, minutes)
+    channels = find_num_channels(flags, weights)
+    (source, labels), (validation, validation_labels) = open_labelled_splits(
+        flags, channels, minutes, arguments.max_eval_samples
     )
-    model, found = build_classifier(recipe, weights, labels)
-    if found is not None:
-        recipe.model_revision = found.revision
+    model, found, recipe = build_classifier(flags, weights, labels)
     num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
@@ -57,17 +51,17 @@ def main() -> None:
     loading = (
         arguments.per_device_train_batch_size,
         choose_num_workers(arguments.dataloader_num_workers, accelerator.device),
-        arguments.data_retry_minutes,
+        minutes,
     )
     features, validation_features = None, None
     if uses_frozen_features(recipe):
         features = FrozenFeatures(model, source, accelerator, "training", *loading, arguments.tf32)
-        validation_features = FrozenFeatures(model, held_out, accelerator, "validation", *loading, arguments.tf32)
-    accuracy = AccuracyEvaluator(held_out, held_out_labels, arguments.eval_steps, *loading, validation_features)
+        validation_features = FrozenFeatures(model, validation, accelerator, "validation", *loading, arguments.tf32)
+    accuracy = AccuracyEvaluator(validation, validation_labels, arguments.eval_steps, *loading, validation_features)
     task = Classification(model, source, labels, recipe, arguments, features)
     training = Training(task, recipe, arguments, accelerator, [accuracy])
-    report = ClassificationReport(training, len(labels.names), len(held_out_labels.values))
-    run_training(training, report, data_name(recipe, source.revision, EMOJI), [found, measured, *notes])
+    report = ClassificationReport(training, len(labels.names), len(validation_labels.values))
+    run_training(training, report, data_name(recipe, source.revision), [found, measured, *notes])
 
 
 if __name__ == "__main__":

@@ -1,27 +1,28 @@
 """
-Says how good the features of an encoder are, without training anything: each held-out image takes the class that its
-nearest neighbours among the training images have (weighted, as in DINO).
+Evaluate the features of an encoder without training: weighted nearest neighbours, as in DINO. Each validation image
+takes the class of its nearest training images.
 
-    python examples/run_knn.py --model_name_or_path outputs/run_mae --train_dir my_images --validation_dir others
+    python examples/run_knn.py --model_name_or_path outputs/run_mae --train_dir images --validation_dir others
     ... --pooling mean --layer 8        the mean of the patch tokens after block 8
     ... --num_neighbours 5 10 20        several at once
 
-Several processes (`accelerate launch`) share the work. `--output_file knn.json` keeps the numbers.
+Several processes (`accelerate launch`) share the work. `--output_file knn.json` writes the numbers.
 """
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from mae.arguments.data import FeatureArguments
-from mae.cli.data import open_labelled
+from mae.arguments.flags import EVALUATION, flag
+from mae.arguments.model import FeatureArguments
+from mae.cli.data import open_labelled_splits
 from mae.cli.model import load_encoder
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
 from mae.evaluation.features import compute_features, log_skipped
-from mae.evaluation.neighbours import knn_scores
+from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
 from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
 from mae.utils.files import write_json
@@ -30,14 +31,13 @@ from mae.utils.files import write_json
 logger = logging.getLogger("mae.examples")
 
 
-EMOJI = str(Path(__file__).resolve().parent / "data" / "emoji")
-
-
 @dataclass
 class KNNArguments:
-    num_neighbours: list[int] = field(default_factory=lambda: [20], metadata={"help": "How many neighbours vote."})
-    temperature: float = field(default=0.07, metadata={"help": "A neighbour's vote counts exp(cosine / temperature)."})
-    output_file: str | None = field(default=None, metadata={"help": "JSON file for the numbers."})
+    num_neighbours: list[int] = flag([NUM_NEIGHBOURS], "Numbers of neighbours that vote.", group=EVALUATION)
+    temperature: float = flag(0.07, "A neighbour's vote has the weight exp(cosine / temperature).", group=EVALUATION)
+    output_file: str | None = flag(
+        None, "JSON file for the results.", group=EVALUATION, default_words="none", is_path=True
+    )
 
     def __post_init__(self) -> None:
         if min(self.num_neighbours) < 1:
@@ -48,23 +48,23 @@ class KNNArguments:
 
 def main() -> None:
     arguments, options = parse_arguments(FeatureArguments, KNNArguments, description=__doc__)
-    accelerator = make_accelerator(arguments.run)
+    accelerator = make_accelerator(arguments)
     if options.output_file is not None and not Path(options.output_file).absolute().parent.is_dir():
-        raise UserError(f"--output_file {options.output_file} lies in no folder that is there.")
-    encoder, found = load_encoder(arguments, accelerator)
-    logger.info(found)
+        raise UserError(f"--output_file {options.output_file}: its folder does not exist.")
+    encoder, report = load_encoder(arguments, accelerator)
+    logger.info(report)
     channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
-    splits = open_labelled(arguments, channels, minutes, arguments.max_eval_samples, EMOJI)
+    splits = open_labelled_splits(arguments, channels, minutes, arguments.max_eval_samples)
     if splits[0][1].is_multi_label:
-        raise UserError("Neighbours vote for one class of an image; these have several labels.")
+        raise UserError("Neighbours vote for one class, but these images have several labels.")
     device, sides = accelerator.device, []
-    for (source, labels), what in zip(splits, ("training", "held-out")):
+    for (source, labels), what in zip(splits, ("training", "validation")):
         mapped = compute_features(encoder, source, accelerator, what, **arguments.encoding)
         log_skipped(mapped)
         sides.append((mapped.outputs["features"].to(device), torch.from_numpy(labels.values[mapped.rows]).to(device)))
     (features, classes), (queries, wanted) = sides
     names, results = splits[0][1].names, []
-    logger.info(f"{len(features):,} training images, {len(queries):,} held-out ones, {len(names)} classes")
+    logger.info(f"{len(features):,} training images, {len(queries):,} validation images, {len(names)} classes")
     for k in options.num_neighbours:
         scores = knn_scores(features, classes, queries, len(names), k, options.temperature)
         hits = scores.topk(min(5, len(names)), dim=1).indices == wanted[:, None]
@@ -74,7 +74,7 @@ def main() -> None:
         results.append(result)
         logger.info(", ".join(f"{name} {value:.4g}" for name, value in result.items()))
     if options.output_file is not None and accelerator.is_main_process:
-        what = {"model": found.source, "layer": arguments.layer, "pooling": arguments.pooling}
+        what = {"model": report.source, "layer": arguments.layer, "pooling": arguments.pooling}
         what |= {"temperature": options.temperature, "training_images": len(features), "images": len(queries)}
         write_json(Path(options.output_file), what | {"results": results})
 

@@ -11,19 +11,17 @@ full disk); 2 invalid arguments, nothing was written; 75 interrupted, a checkpoi
 code.
 """
 
-import logging
 from pathlib import Path
 
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import PreTrainingArguments
-from mae.cli.data import data_name, open_sources
+from mae.cli.data import data_name, open_splits
 from mae.cli.model import build_model, choose_statistics, read_checkpoint
 from mae.cli.parser import parse_arguments
 from mae.cli.report import PreTrainingReport
 from mae.cli.run import run_training
 from mae.cli.script import run_script
 from mae.data.loader import choose_num_workers
-from mae.data.subsets import hold_out
 from mae.evaluation.evaluator import Evaluator
 from mae.evaluation.neighbours import make_neighbours
 from mae.evaluation.reconstruction import ReconstructionEvaluator, load_images
@@ -33,27 +31,19 @@ from mae.training.schedule import fit_to_small_data
 from mae.training.setup import Training
 
 
-logger = logging.getLogger("mae.examples")
-
 HERE = Path(__file__).resolve().parent
-EMOJI = str(HERE / "data" / "emoji")
 
 
 def main() -> None:
     recipe, arguments = parse_arguments(
         PreTrainingRecipe, PreTrainingArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
     )
-    accelerator = make_accelerator(arguments)
+    accelerator = make_accelerator(arguments, arguments.output_dir, arguments.trackers)
 
     model, found = build_model(recipe, read_checkpoint(recipe, arguments.data_retry_minutes))
     if found is not None:
         recipe.model_revision = found.revision
-    source, held_out = open_sources(recipe, model.config.num_channels, arguments.data_retry_minutes, EMOJI)
-    if recipe.train_val_split is not None:
-        if held_out is None:
-            source, held_out = hold_out(source, recipe.train_val_split, recipe.seed)
-        else:
-            logger.info("Note: --train_val_split has no effect: the data has held-out images of its own.")
+    source, held_out = open_splits(recipe, model.config.num_channels, arguments.data_retry_minutes)
     num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
@@ -74,7 +64,7 @@ def main() -> None:
 
     training = Training(PreTraining(model, source, recipe), recipe, arguments, accelerator, evaluators)
     report = PreTrainingReport(training, len(reconstruction.images) if held_out else None)
-    run_training(training, report, data_name(recipe, source.revision, EMOJI), [found, measured, *notes])
+    run_training(training, report, data_name(recipe, source.revision), [found, measured, *notes])
 
 
 if __name__ == "__main__":

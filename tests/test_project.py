@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationRecipe, PreTrainingRecipe
+from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
 from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.model import build_model, read_checkpoint
 from mae.cli.parser import parse_arguments
@@ -175,9 +175,7 @@ def test_recipes(recipe):
         assert re.search(rf"^# {word} +\S", text, re.MULTILINE), word
     assert recipe.stem == "emoji" or f"examples/recipes/{recipe.name}" in command
     classifies = "run_image_classification.py" in command
-    kinds = (
-        (ClassificationRecipe, ClassificationArguments) if classifies else (PreTrainingRecipe, PreTrainingArguments)
-    )
+    kinds = (ClassificationFlags, ClassificationArguments) if classifies else (PreTrainingRecipe, PreTrainingArguments)
     for more in ([], ["--num_train_epochs", "1600"]):
         if classifies:
             more = [*more, "--model_name_or_path", "outputs/model"]
@@ -186,7 +184,7 @@ def test_recipes(recipe):
     batch = processes * run.per_device_train_batch_size * run.gradient_accumulation_steps
     assert flags.lanes % processes == 0
     if classifies:
-        flags.resolve(MAEConfig())
+        flags = flags.resolve(MAEConfig())
         assert batch == {"finetune_imagenet": 1024, "linear_imagenet": 16384}.get(recipe.stem, 64)
         return
     with torch.device("meta"):

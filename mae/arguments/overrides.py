@@ -1,40 +1,40 @@
-"""Values that are written as text: --config_overrides, --image_mean and --image_std."""
+"""Parse values that are written as text: --config_overrides, --image_mean and --image_std."""
 
 import argparse
-import difflib
 from ast import literal_eval
 from typing import Any
 
 from transformers.hf_argparser import string_to_bool
 
-from configuration_mae import LABEL_FIELDS, MAEConfig
+from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig
+from mae.arguments.names import suggestion
 from mae.utils.errors import UserError
 
 
-def _nearest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1)
-    return f" Did you mean {close[0]}?" if close else ""
-
-
 def parse_statistics(flag: str, values: list[str] | None) -> list[float] | None:
-    """The numbers of --image_mean or --image_std; None where they are to be measured, or the model's."""
+    """The numbers of --image_mean or --image_std; None if they are measured, or the model's."""
     if values is None or values == ["auto"]:
         return None
     try:
         return [float(value) for value in values]
     except ValueError:
-        raise UserError(f"--{flag} {' '.join(values)}: wanted are numbers, or auto.") from None
+        raise UserError(f"--{flag} {' '.join(values)} must be numbers, or auto.") from None
 
 
 def parse_overrides(overrides: str | None) -> dict[str, Any]:
-    """The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration."""
+    """
+    The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration.
+
+    Raises:
+        UserError: for a name that is no field, and for a pair without "=".
+    """
     config, fields = MAEConfig(), {}
     for pair in [pair.strip() for pair in (overrides or "").split(",") if pair.strip()]:
         name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or not (name in MAEConfig.__annotations__ or name in LABEL_FIELDS):
+        if not equals or name not in (*CONFIG_FIELDS, *LABEL_FIELDS):
             raise UserError(
-                f"--config_overrides {pair}: wanted are fields of the configuration, as in "
-                f"hidden_size=192,qkv_bias=false.{_nearest(name, list(MAEConfig.__annotations__))}"
+                f"--config_overrides {pair} must set a field of the configuration, as in "
+                f"hidden_size=192,qkv_bias=false.{suggestion(name, CONFIG_FIELDS)}"
             )
         try:
             if isinstance(getattr(config, name), bool):

@@ -1,119 +1,154 @@
 """
-Arguments of the training scripts: dataclasses, a recipe file, flags.
+Recipes: the flags that change the results of a training run.
 
-Two parts, kept apart because a run's identity is made of the first: [`Recipe`] is what changes results,
-[`RunArguments`] is where and how efficiently. Names are those of `TrainingArguments` and of transformers' own
-run_mae.py and run_image_classification.py.
+They are kept apart from [`RunArguments`], because the identity of a run is made of them. Flags have the names of
+transformers' `TrainingArguments`, run_mae.py and run_image_classification.py.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 from configuration_mae import LABEL_FIELDS, MAEConfig
-from mae.arguments.data import CheckpointArguments, _check_sides
+from mae.arguments.flags import (
+    ABOVE_0,
+    AT_LEAST_1,
+    BELOW_1,
+    DATA,
+    FRACTION,
+    MODEL,
+    NOT_NEGATIVE,
+    OPTIMISATION,
+    POSITIVE,
+    REGULARISATION,
+    SCHEDULE,
+    UP_TO_10,
+    flag,
+    flags_of,
+    one_of,
+)
+from mae.arguments.model import ModelArguments
 from mae.arguments.overrides import parse_overrides
 from mae.utils.errors import UserError
 
 
-@dataclass
-class Recipe(CheckpointArguments):
-    """What changes the results of any training; the defaults are the paper's of pre-training (Table 8)."""
+# The identity of a run holds the configuration and the initial weights that these lead to.
+_model = partial(flag, changes_results=False, group=MODEL)
+_optimisation = partial(flag, group=OPTIMISATION)
+_schedule = partial(flag, group=SCHEDULE)
+_regularisation = partial(flag, group=REGULARISATION)
 
-    model_size: str | None = field(
-        default=None,
-        metadata={"help": "tiny, small, base, large or huge. Default: base, where there is no checkpoint."},
+
+@dataclass
+class CommonRecipe(ModelArguments):
+    """Flags that change the results of any training run, with the same default for all."""
+
+    learning_rate: float | None = _optimisation(
+        None,
+        "Peak learning rate, used instead of --base_learning_rate.",
+        default_words="--base_learning_rate times the effective batch size / 256",
+        rule=POSITIVE,
     )
-    patch_size: list[int] | None = field(
-        default=None, metadata={"help": "Pixels: a side, or height and width. Default: the model's."}
+    max_grad_norm: float | None = _optimisation(
+        None, "Norm to which gradients are clipped.", default_words="no clipping, as in the paper", rule=POSITIVE
     )
-    image_mean: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Mean of each channel of images in [0, 1], or one for all; auto measures it and --image_std on "
-            "1,000 images. Default: the model's, which for 3 channels is ImageNet's."
-        },
+    ema_decay: float | None = _optimisation(
+        None,
+        "Decay of an exponential moving average of the weights, for example 0.9999. The average is what is evaluated "
+        "and saved. 0 disables it.",
+        default_words="none; the paper has 0.9999 for supervised training from scratch",
+        rule=BELOW_1,
     )
-    image_std: list[str] | None = field(default=None, metadata={"help": "Standard deviation, as --image_mean."})
-    config_overrides: str | None = field(
-        default=None, metadata={"help": "Fields of the configuration: hidden_size=192,num_hidden_layers=6"}
+    max_steps: int = _schedule(
+        -1, "Number of optimizer steps, used instead of --num_train_epochs.", default_words="-1, which is off"
     )
-    inflate_channels: str | None = field(
-        default=None,
-        metadata={"help": "How a checkpoint gets another num_channels: mean of its channels, or repeat them."},
+    warmup_ratio: float | None = _schedule(
+        None,
+        "Share of the run that is warm-up, used instead of --warmup_epochs.",
+        default_words="none",
+        rule=FRACTION,
     )
-    base_learning_rate: float = field(
-        default=1.5e-4, metadata={"help": "Learning rate of 256 images; multiplied by effective batch / 256."}
+    warmup_steps: int | None = _schedule(
+        None,
+        "Number of optimizer steps of linear warm-up, used instead of --warmup_epochs.",
+        default_words="none",
+        rule=NOT_NEGATIVE,
     )
-    learning_rate: float | None = field(
-        default=None, metadata={"help": "Peak learning rate, in the place of --base_learning_rate x batch / 256."}
+    lanes: int = flag(
+        8,
+        "Number of parts of an epoch that are read side by side. It must be a multiple of the number of processes.",
+        group=DATA,
+        rule=AT_LEAST_1,
     )
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay of AdamW."})
-    adam_beta1: float = field(default=0.9, metadata={"help": "Beta1 of AdamW."})
-    adam_beta2: float = field(default=0.95, metadata={"help": "Beta2 of AdamW."})
-    max_grad_norm: float | None = field(
-        default=None, metadata={"help": "Norm to which gradients are clipped. Default: not at all, as in the paper."}
-    )
-    ema_decay: float | None = field(
-        default=None,
-        metadata={
-            "help": "Decay of an exponential moving average of the weights, say 0.9999; the final model and what is "
-            "evaluated are the average then. Default: none, as in the paper's pre-training and fine-tuning."
-        },
-    )
-    num_train_epochs: float = field(default=800, metadata={"help": "Passes over the data."})
-    max_steps: int = field(default=-1, metadata={"help": "If positive, optimizer steps instead of epochs."})
-    warmup_epochs: float = field(default=40, metadata={"help": "Epochs of linear warm-up."})
-    warmup_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the run that is warm-up, in the place of --warmup_epochs."}
-    )
-    lanes: int = field(
-        default=8, metadata={"help": "Pieces of an epoch that are read side by side; a multiple of the processes."}
-    )
-    shuffle_buffer_size: int = field(
-        default=4096, metadata={"help": "Images, over all lanes, within which the order is shuffled."}
+    shuffle_buffer_size: int = flag(
+        4096, "Number of images, over all lanes, within which the order is shuffled.", group=DATA
     )
 
     def check(self) -> None:
         super().check()
-        _check_sides("patch_size", self.patch_size)
-        if (self.image_mean is None) != (self.image_std is None) and self.image_mean != ["auto"]:
-            raise UserError("--image_mean and --image_std go together: give both, or --image_mean auto alone.")
-        if self.image_mean == ["auto"] and self.image_std not in (None, ["auto"]):
-            raise UserError("--image_mean auto measures --image_std too: leave it out.")
-        positive = ["base_learning_rate", "learning_rate", "max_grad_norm"]
-        for name in positive + ["num_train_epochs"] * (self.max_steps <= 0):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"--{name} {value} must be positive.")
         if self.max_steps < -1 or self.max_steps == 0:
             raise UserError(f"--max_steps {self.max_steps} must be positive, or -1 for --num_train_epochs.")
-        for name in ("weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"--{name} {value} must not be negative.")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise UserError(f"--ema_decay {self.ema_decay} must be in [0, 1), 0 for no average.")
-        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
-            raise UserError(f"--warmup_ratio {self.warmup_ratio} must be in [0, 1].")
-        for name in ("adam_beta1", "adam_beta2"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UserError(f"--{name} {value} must be in [0, 1).")
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            raise UserError("--warmup_steps and --warmup_ratio exclude each other. Give one of them.")
+
+
+def _check_epochs(recipe: "Recipe | ClassificationFlags") -> None:
+    """With --max_steps the number of epochs has no effect, and may be anything."""
+    epochs = recipe.num_train_epochs
+    if recipe.max_steps <= 0 and epochs is not None and not epochs > 0:
+        raise UserError(f"--num_train_epochs {epochs} must be positive.")
+
+
+@dataclass
+class Recipe(CommonRecipe):
+    """Flags that change the results of a training run. The defaults are the paper's for pre-training (Table 8)."""
+
+    base_learning_rate: float | None = _optimisation(
+        1.5e-4, "Learning rate per 256 images of the effective batch size.", rule=POSITIVE
+    )
+    weight_decay: float = _optimisation(0.05, "Weight decay of AdamW.", rule=NOT_NEGATIVE)
+    adam_beta1: float = _optimisation(0.9, "Beta1 of AdamW.", rule=BELOW_1)
+    adam_beta2: float = _optimisation(0.95, "Beta2 of AdamW.", rule=BELOW_1)
+    num_train_epochs: float = _schedule(800, "Number of epochs.")
+    warmup_epochs: float = _schedule(40, "Number of epochs of linear warm-up.", rule=NOT_NEGATIVE)
+
+    def check(self) -> None:
+        super().check()
+        _check_epochs(self)
+
+    def warmup(self, num_steps: int, num_epochs: float) -> float:
+        """Epochs of linear warm-up of a run of so many steps and epochs."""
+        if self.warmup_steps is not None:
+            return self.warmup_steps / num_steps * num_epochs
+        if self.warmup_ratio is not None:
+            return self.warmup_ratio * num_epochs
+        return self.warmup_epochs
 
 
 @dataclass
 class PreTrainingRecipe(Recipe):
-    """What changes the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
+    """Flags that change the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
 
-    mask_ratio: float | None = field(
-        default=None, metadata={"help": "Share of the patches to remove. Default: the model's, 0.75."}
+    mask_ratio: float | None = _model(
+        None, "Share of the patches that are masked.", default_words="the model's, which is 0.75 from scratch"
     )
-    norm_pix_loss: bool | None = field(
-        default=None, metadata={"help": "Normalise target pixels within each patch (Table 1d). Default: the model's."}
+    norm_pix_loss: bool | None = _model(
+        None,
+        "Normalise the target pixels within each patch (Table 1d).",
+        default_words="the model's, which is off from scratch",
+    )
+    max_train_samples: int | None = flag(  # the fingerprint of the data changes with it
+        None,
+        "Number of training images to use, drawn by --seed.",
+        changes_results=False,
+        group=DATA,
+        default_words="all",
+        rule=AT_LEAST_1,
     )
 
 
 # Tables 9 (fine-tuning; partial fine-tuning as well, Appendix A.1), 10 (linear probe) and 11 (from scratch), for B, L
-# and H where they differ.
+# and H if they differ.
 _FINE_TUNING = {
     "base_learning_rate": (5e-4, 1e-3, 1e-3),
     "weight_decay": 0.05,
@@ -140,8 +175,8 @@ _FROM_SCRATCH = _FINE_TUNING | {
     "ema_decay": 0.9999,
 }
 _LINEAR = {
-    # The paper's 0.1 x 16,384 / 256, for any batch: a step of LARS is relative to the weights' norm; with what small
-    # batches would have by that rule, short runs would go nowhere.
+    # The paper's 0.1 x 16,384 / 256 for any batch size. A step of LARS is relative to the norm of the weights; scaled
+    # to a small batch, it would be too small for a short run.
     "learning_rate": 6.4,
     "weight_decay": 0.0,
     "adam_beta1": 0.9,  # the momentum of LARS
@@ -161,115 +196,185 @@ AUGMENTATIONS = ("none", "crop", "randaugment")
 
 
 @dataclass
-class ClassificationRecipe(Recipe):
-    """
-    What changes the results of training a classifier. What is None is the paper's, for the protocol and the model's
-    size, once [`ClassificationRecipe.resolve`] knows that.
-    """
+class ProtocolArguments(CommonRecipe):
+    """Flags of a classification run that do not depend on the model's size."""
 
-    protocol: str = field(
-        default="finetune",
-        metadata={
-            "help": "finetune: all weights; linear: a classifier on frozen features; partial: the last blocks "
-            "(--num_trainable_blocks)."
-        },
+    protocol: str = flag(
+        "finetune",
+        "Weights to train: finetune for all, linear for a classifier on frozen features, partial for the last blocks "
+        "(--num_trainable_blocks).",
+        group=MODEL,
+        rule=one_of(*PROTOCOLS),
     )
-    num_trainable_blocks: float | None = field(
-        default=None, metadata={"help": "With --protocol partial: how many of the last blocks; 0.5 is the last MLP."}
+    num_trainable_blocks: float | None = flag(
+        None,
+        "Number of the last blocks that --protocol partial trains. 0.5 is the last MLP.",
+        group=MODEL,
+        default_words="none",
     )
-    from_scratch: bool = field(
-        default=False, metadata={"help": "Random weights, by the paper's recipe for that: the baseline."}
+    from_scratch: bool = flag(
+        False, "Train a model of random weights by the paper's recipe, the baseline.", group=MODEL
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels. Default: the only one that can be, or label."}
+    label_column_name: str | None = flag(  # the identity holds the labels' fingerprint
+        None,
+        "Column that holds the labels.",
+        changes_results=False,
+        group=DATA,
+        default_words="the only column of class labels, or label",
     )
-    max_train_samples: int | None = field(
-        default=None,
-        metadata={"help": "Train on as many images only, drawn by --seed, of each class its share."},
+    max_train_samples: int | None = flag(
+        None,
+        "Number of training images to use, drawn by --seed and stratified by class.",
+        group=DATA,
+        default_words="all",
+        rule=AT_LEAST_1,
     )
-    augmentation: str | None = field(
-        default=None,
-        metadata={
-            "help": "none: the evaluation's crop (features of a frozen encoder are computed once then); crop: random "
-            "resized crops and flips; randaugment: these and RandAugment. Default: the protocol's, for linear none."
-        },
-    )
-    randaugment_magnitude: float = field(
-        default=9, metadata={"help": "Of 10 (the paper's notation: rand-m9), with --augmentation randaugment."}
-    )
-    min_crop_area: float | None = field(
-        default=None, metadata={"help": "Smallest share of an image that a random crop takes. Default: 0.08."}
-    )
-    random_erasing: float | None = field(
-        default=None, metadata={"help": "Probability that a box is filled with noise."}
-    )
-    mixup_alpha: float | None = field(default=None, metadata={"help": "Of mixup; 0 for none."})
-    cutmix_alpha: float | None = field(default=None, metadata={"help": "Of cutmix; 0 for none. With both, either."})
-    label_smoothing_factor: float | None = field(default=None, metadata={"help": "Share of a label given to all."})
-    drop_path_rate: float | None = field(default=None, metadata={"help": "Stochastic depth of the last block."})
-    layer_decay: float | None = field(
-        default=None, metadata={"help": "Factor of the learning rate from each layer to the one before it."}
-    )
-    base_learning_rate: float | None = field(
-        default=None, metadata={"help": "Learning rate of 256 images. Default: the protocol's."}
-    )
-    weight_decay: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
-    adam_beta1: float | None = field(default=None, metadata={"help": "Of AdamW; the momentum of LARS."})
-    adam_beta2: float | None = field(default=None, metadata={"help": "Of AdamW."})
-    num_train_epochs: float | None = field(default=None, metadata={"help": "Default: the protocol's."})
-    warmup_epochs: float | None = field(
-        default=None, metadata={"help": "Default: the protocol's; of a shorter run as large a share."}
+    randaugment_magnitude: float = _regularisation(
+        9, "Magnitude of RandAugment, of 10 (the paper's rand-m9), with --augmentation randaugment.", rule=UP_TO_10
     )
 
     def check(self) -> None:
         super().check()
-        for name, allowed in (("protocol", tuple(PROTOCOLS)), ("augmentation", (None, *AUGMENTATIONS))):
-            value = getattr(self, name)
-            if value not in allowed:
-                raise UserError(f"--{name} {value}: wanted is one of {', '.join(filter(None, allowed))}.")
         if (self.protocol == "partial") != (self.num_trainable_blocks is not None):
-            raise UserError("--protocol partial and --num_trainable_blocks go together: give both, or neither.")
+            raise UserError("--protocol partial and --num_trainable_blocks go together. Give both, or neither.")
         set_elsewhere = {*LABEL_FIELDS, "head_batch_norm", "drop_path_rate"}
-        for name in set_elsewhere & parse_overrides(self.config_overrides).keys():
-            where = "--drop_path_rate" if name == "drop_path_rate" else "the data and --protocol"
-            raise UserError(f"--config_overrides {name}: {where} says that.")
+        for name in sorted(set_elsewhere & parse_overrides(self.config_overrides).keys()):
+            place = "by --drop_path_rate" if name == "drop_path_rate" else "from the data and --protocol"
+            raise UserError(f"--config_overrides {name} cannot be set: its value is set {place}.")
         if self.from_scratch and self.protocol != "finetune":
-            raise UserError("--from_scratch trains all weights: leave --protocol out.")
+            raise UserError(f"--from_scratch trains all weights. Leave --protocol {self.protocol} out.")
         if self.from_scratch and self.model_name_or_path is not None:
-            raise UserError("--from_scratch and --model_name_or_path exclude each other: give one of them.")
-        for name in ("random_erasing", "label_smoothing_factor", "drop_path_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise UserError(f"--{name} {value} must be in [0, 1).")
-        for name in ("mixup_alpha", "cutmix_alpha"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UserError(f"--{name} {value} must not be negative.")
-        for name in ("layer_decay", "min_crop_area"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UserError(f"--{name} {value} must be in (0, 1].")
-        if not 0 <= self.randaugment_magnitude <= 10:
-            raise UserError(f"--randaugment_magnitude {self.randaugment_magnitude} must be in [0, 10].")
-        if self.max_train_samples is not None and self.max_train_samples < 1:
-            raise UserError(f"--max_train_samples {self.max_train_samples} must be at least 1.")
+            raise UserError("--from_scratch and --model_name_or_path exclude each other. Give one of them.")
 
-    def resolve(self, config: MAEConfig) -> None:
-        """Sets what is None to the paper's values, for a model at least as wide as the paper's B, L or H."""
+
+@dataclass
+class ClassificationFlags(ProtocolArguments):
+    """
+    Flags that change the results of training a classifier. None stands for the paper's value for the protocol and the
+    model's size, which [`ClassificationFlags.resolve`] fills in.
+    """
+
+    augmentation: str | None = _regularisation(
+        None,
+        "Augmentation: none for the centre crop of evaluation, for which features of a frozen encoder are computed "
+        "once; crop for random resized crops and flips; randaugment for both and RandAugment.",
+        default_words="randaugment; none for a linear probe",
+        rule=one_of(*AUGMENTATIONS),
+    )
+    min_crop_area: float | None = _regularisation(
+        None, "Smallest share of an image that a random crop takes.", default_words="0.08", rule=ABOVE_0
+    )
+    random_erasing: float | None = _regularisation(
+        None,
+        "Probability that a box of an image is filled with noise.",
+        default_words="0.25; 0 for a linear probe",
+        rule=BELOW_1,
+    )
+    mixup_alpha: float | None = _regularisation(
+        None, "Mixup alpha. 0 disables mixup.", default_words="0.8; 0 for a linear probe", rule=NOT_NEGATIVE
+    )
+    cutmix_alpha: float | None = _regularisation(
+        None,
+        "Cutmix alpha. 0 disables cutmix. With mixup, one of both is drawn per batch.",
+        default_words="1; 0 for a linear probe",
+        rule=NOT_NEGATIVE,
+    )
+    label_smoothing_factor: float | None = _regularisation(
+        None,
+        "Share of a label that is spread over all classes.",
+        default_words="0.1; 0 for a linear probe",
+        rule=BELOW_1,
+    )
+    drop_path_rate: float | None = _regularisation(
+        None,
+        "Stochastic depth rate of the last block.",
+        default_words="0.1, 0.2, 0.3 for B, L, H; 0.1, 0.2, 0.2 from scratch; 0 for a linear probe",
+        rule=BELOW_1,
+    )
+    layer_decay: float | None = _optimisation(
+        None,
+        "Factor of the learning rate from each layer to the one before it.",
+        default_words="0.65, 0.75, 0.75 for B, L, H; 1 from scratch and for a linear probe",
+        rule=ABOVE_0,
+    )
+    base_learning_rate: float | None = _optimisation(
+        None,
+        "Learning rate per 256 images of the effective batch size.",
+        default_words="5e-4, 1e-3, 1e-3 for B, L, H; 1e-4 from scratch; a linear probe has --learning_rate 6.4",
+        rule=POSITIVE,
+    )
+    weight_decay: float | None = _optimisation(
+        None, "Weight decay.", default_words="0.05; 0.3 from scratch; 0 for a linear probe", rule=NOT_NEGATIVE
+    )
+    adam_beta1: float | None = _optimisation(
+        None, "Beta1 of AdamW, or the momentum of LARS for a linear probe.", default_words="0.9", rule=BELOW_1
+    )
+    adam_beta2: float | None = _optimisation(
+        None, "Beta2 of AdamW.", default_words="0.999; 0.95 from scratch", rule=BELOW_1
+    )
+    num_train_epochs: float | None = _schedule(
+        None,
+        "Number of epochs.",
+        default_words="100, 50, 50 for B, L, H; 300, 200, 200 from scratch; 90 for a linear probe",
+    )
+    warmup_epochs: float | None = _schedule(
+        None,
+        "Number of epochs of linear warm-up.",
+        default_words="5; 20 from scratch; 10 for a linear probe; less for a shorter run",
+        rule=NOT_NEGATIVE,
+    )
+
+    def check(self) -> None:
+        super().check()
+        _check_epochs(self)
+
+    def resolve(self, config: MAEConfig) -> "ClassificationRecipe":
+        """Fill in the paper's values, for a model at least as wide as the paper's B, L or H."""
         size = 0 if config.hidden_size < 1024 else 1 if config.hidden_size < 1280 else 2
-        values = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]
-        values = {name: value[size] if isinstance(value, tuple) else value for name, value in values.items()}
-        values["min_crop_area"] = 0.08
-        share = values["warmup_epochs"] / values["num_train_epochs"]
-        if self.warmup_epochs is None and self.warmup_ratio is None and self.max_steps > 0:
-            self.warmup_ratio = share
+        paper = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]
+        paper = {name: value[size] if isinstance(value, tuple) else value for name, value in paper.items()}
+        paper["min_crop_area"] = 0.08
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        share = paper["warmup_epochs"] / paper["num_train_epochs"]
+        warms_up = {self.warmup_epochs, self.warmup_ratio, self.warmup_steps} != {None}
+        if not warms_up and self.max_steps > 0:
+            values["warmup_ratio"] = share
         if self.num_train_epochs is not None:
-            values["warmup_epochs"] = min(values["warmup_epochs"], share * self.num_train_epochs)
+            paper["warmup_epochs"] = min(paper["warmup_epochs"], share * self.num_train_epochs)
         if self.augmentation == "none":
-            values["random_erasing"] = 0.0
+            paper["random_erasing"] = 0.0
         if self.base_learning_rate is not None:
-            values.pop("learning_rate", None)
-        for name, value in values.items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
-        self.check()
+            paper.pop("learning_rate", None)
+        values |= {name: value for name, value in paper.items() if values[name] is None}
+        return ClassificationRecipe(**values)
+
+
+@dataclass(kw_only=True)
+class ClassificationRecipe(ProtocolArguments, Recipe):
+    """What changes the results of training a classifier, for a model of a known size: no value is left open."""
+
+    augmentation: str
+    min_crop_area: float
+    random_erasing: float
+    mixup_alpha: float
+    cutmix_alpha: float
+    label_smoothing_factor: float
+    drop_path_rate: float
+    layer_decay: float
+
+
+def recipe_identity(recipe: Recipe) -> dict[str, Any]:
+    """
+    The values that belong to the identity of a run: those of the flags that change results by themselves.
+
+    With --max_steps the number of epochs has no effect. --warmup_steps is in it only if it is given, so that runs
+    that were started before there was that flag can be resumed.
+    """
+    left_out = {"num_train_epochs"} if recipe.max_steps > 0 else set()
+    if recipe.warmup_steps is None:
+        left_out.add("warmup_steps")
+    return {
+        name: getattr(recipe, name)
+        for name, declared in flags_of(recipe).items()
+        if declared.changes_results and name not in left_out
+    }

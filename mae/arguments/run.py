@@ -1,117 +1,125 @@
-"""Flags of a run that do not change its results: where files go, speed, logging, the Hub."""
+"""Flags of a run that do not change its results: output files, speed, logging, the Hub."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
+from mae.arguments.flags import (
+    AT_LEAST_1,
+    CHECKPOINTS,
+    DATA,
+    EVALUATION,
+    FRACTION,
+    HARDWARE,
+    HUB,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Arguments,
+    flag,
+    one_of,
+)
 from mae.utils.errors import UserError
 
 
+# The identity of a run holds the effective batch size and the precision, whoever chose them.
+_hardware = partial(flag, changes_results=False, group=HARDWARE)
+_files = partial(flag, changes_results=False, group=CHECKPOINTS)
+_evaluation = partial(flag, changes_results=False, group=EVALUATION)
+_hub = partial(flag, changes_results=False, group=HUB)
+
+
 @dataclass
-class RunArguments:
-    """Where a run leaves its files, and what only changes its speed."""
+class HardwareArguments(Arguments):
+    """Flags that every script with a model needs: precision, workers, patience with the network."""
 
-    output_dir: str = field(default="outputs/run_mae", metadata={"help": "Where everything goes."})
-    overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Remove an earlier run's files from the output directory and start anew."}
+    bf16: bool = _hardware(False, "Use bfloat16 mixed precision, as accelerate launch --mixed_precision bf16 does.")
+    fp16: bool = _hardware(False, "Use float16 mixed precision with a loss scale, for GPUs without bfloat16.")
+    tf32: bool = _hardware(False, "Multiply float32 matrices in TF32, on NVIDIA GPUs that have it.")
+    dataloader_num_workers: int | None = _hardware(
+        None,
+        "DataLoader workers of each process.",
+        default_words="1 on a CPU; with an accelerator one per core but one, at most 16",
+        rule=NOT_NEGATIVE,
     )
-    per_device_train_batch_size: int = field(default=64, metadata={"help": "Images of a micro-batch of a process."})
-    gradient_accumulation_steps: int = field(default=1, metadata={"help": "Micro-batches of an optimizer step."})
-    bf16: bool = field(
-        default=False, metadata={"help": "Mixed precision with bfloat16; or accelerate launch --mixed_precision bf16."}
-    )
-    fp16: bool = field(
-        default=False,
-        metadata={"help": "Mixed precision with float16 and a loss scale, for GPUs without bfloat16."},
-    )
-    tf32: bool = field(
-        default=False, metadata={"help": "Products of float32 matrices in TF32, on NVIDIA GPUs that have it."}
-    )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory for more time."})
-    torch_compile: bool = field(
-        default=False, metadata={"help": "Compile the model's blocks; the first step takes a minute, later ones less."}
-    )
-    dataloader_num_workers: int | None = field(
-        default=None,
-        metadata={
-            "help": "Decoding processes of each training process. Default: one on a CPU, with an accelerator one for "
-            "each core but one, at most 16."
-        },
-    )
-    logging_steps: int = field(default=10, metadata={"help": "Steps between two lines of metrics.jsonl."})
-    save_steps: int = field(default=500, metadata={"help": "Steps between two checkpoints."})
-    save_minutes: float | None = field(
-        default=None, metadata={"help": "Minutes after which a checkpoint is due, beside those of --save_steps."}
-    )
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints to keep."})
-    eval_steps: int = field(
-        default=500, metadata={"help": "Steps between two looks at the held-out images: their loss, and pictures."}
-    )
-    max_eval_samples: int = field(default=256, metadata={"help": "How many held-out images are looked at."})
-    report_to: list[str] = field(
-        default_factory=lambda: ["none"],
-        metadata={"help": "Trackers: tensorboard, trackio, wandb; each must be installed. Default: none."},
-    )
-    resume_from_checkpoint: str = field(
-        default="auto",
-        metadata={"help": "auto: the newest checkpoint of the output directory; none: a start anew; or a path."},
-    )
-    data_retry_minutes: float = field(
-        default=10,
-        metadata={"help": "How long faults of the network are waited out, of data, weights and the last push."},
-    )
-    push_to_hub: bool = field(
-        default=False,
-        metadata={"help": "Push the model to the Hub, with card, pictures, recipe and metrics. Needs a login."},
-    )
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "Repository, owner/name. Default: yours, named as the output directory."}
-    )
-    hub_private_repo: bool | None = field(
-        default=None, metadata={"help": "Make the repository private. Default: what its owner's default is."}
-    )
-    hub_revision: str | None = field(
-        default=None, metadata={"help": "Branch to push to, which is made if it does not exist. Default: main."}
-    )
-    hub_strategy: str = field(
-        default="end", metadata={"help": "end: push once; every_save: also with each checkpoint, in the background."}
-    )
-    hub_license: str | None = field(
-        default=None, metadata={"help": "Licence of your weights for the card, as apache-2.0. Default: unknown."}
-    )
-    max_nonfinite_steps: int = field(
-        default=0,
-        metadata={"help": "Steps that may be left out because their gradient is not finite; one more stops the run."},
-    )
-    max_bad_fraction: float = field(
-        default=0.01, metadata={"help": "Share of images that cannot be read above which the run stops."}
+    data_retry_minutes: float = _hardware(
+        10,
+        "Minutes for which network errors are retried, for data, weights and the last push.",
+        group=DATA,
+        rule=NOT_NEGATIVE,
     )
 
-    def __post_init__(self) -> None:
-        for name in (
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_steps",
-            "save_total_limit",
-            "eval_steps",
-            "max_eval_samples",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value} must be at least 1.")
-        if self.hub_strategy not in ("end", "every_save"):
-            raise UserError(f"--hub_strategy {self.hub_strategy}: wanted is end or every_save.")
+    def check(self) -> None:
+        super().check()
         if self.bf16 and self.fp16:
-            raise UserError("--bf16 and --fp16 exclude each other: give one of them.")
-        if self.save_minutes is not None and not self.save_minutes > 0:
-            raise UserError(f"--save_minutes {self.save_minutes} must be positive.")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise UserError(f"--max_bad_fraction {self.max_bad_fraction} must be in [0, 1].")
-        if not self.data_retry_minutes >= 0:
-            raise UserError(f"--data_retry_minutes {self.data_retry_minutes} must not be negative.")
-        for name in ("dataloader_num_workers", "max_nonfinite_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise UserError(f"--{name} {value} must not be negative.")
+            raise UserError("--bf16 and --fp16 exclude each other. Give one of them.")
+
+
+@dataclass
+class RunArguments(HardwareArguments):
+    """Flags of a training run that do not change its results."""
+
+    output_dir: str = _files("outputs/run_mae", "Directory for everything that the run writes.", is_path=True)
+    overwrite_output_dir: bool = _files(False, "Remove the files of an earlier run from --output_dir and start over.")
+    per_device_train_batch_size: int = _hardware(
+        64, "Images per forward and backward pass of a process.", rule=AT_LEAST_1
+    )
+    gradient_accumulation_steps: int = _hardware(
+        1, "Number of per-device batches per optimizer step.", rule=AT_LEAST_1
+    )
+    gradient_checkpointing: bool = _hardware(
+        False,
+        "Recompute activations in the backward pass, which saves memory and takes time.",
+        aliases=("--activation_checkpointing",),
+    )
+    torch_compile: bool = _hardware(
+        False, "Compile the model's blocks. The first step takes about a minute longer, later ones are faster."
+    )
+    logging_steps: int = _files(10, "Steps between two lines of metrics.jsonl.", rule=AT_LEAST_1)
+    logging_first_step: bool = _files(False, "Log the first step too.")
+    save_steps: int = _files(500, "Steps between two checkpoints.", rule=AT_LEAST_1)
+    save_minutes: float | None = _files(
+        None,
+        "Minutes after which a checkpoint is saved, in addition to --save_steps.",
+        default_words="off",
+        rule=POSITIVE,
+    )
+    save_total_limit: int | None = _files(2, "Number of checkpoints to keep.", rule=AT_LEAST_1)
+    eval_steps: int = _evaluation(500, "Steps between two evaluations on the validation images.", rule=AT_LEAST_1)
+    max_eval_samples: int = _evaluation(256, "Number of validation images to use.", rule=AT_LEAST_1)
+    report_to: list[str] = _files(["none"], "Trackers that log the run: tensorboard, trackio, wandb.")
+    run_name: str | None = _files(
+        None, "Name of the run in the trackers.", default_words="the last part of --output_dir"
+    )
+    resume_from_checkpoint: str = _files(
+        "auto",
+        "Checkpoint to resume from: auto for the newest in --output_dir, none to start over, or a path.",
+        is_path=True,
+    )
+    push_to_hub: bool = _hub(
+        False, "Push the model to the Hub, with its card, pictures, recipe and metrics. This needs a login."
+    )
+    hub_model_id: str | None = _hub(
+        None, "Repository to push to, as owner/name.", default_words="yours, named as the output directory"
+    )
+    hub_private_repo: bool | None = _hub(
+        None, "Make the repository private if it is created.", default_words="as the owner's settings say"
+    )
+    hub_revision: str | None = _hub(
+        None, "Branch to push to. It is created if it does not exist.", default_words="main"
+    )
+    hub_strategy: str = _hub(
+        "end",
+        "When to push: end for once, every_save for each checkpoint too, in the background.",
+        rule=one_of("end", "every_save"),
+    )
+    hub_license: str | None = _hub(
+        None, "Licence of the weights for the card, for example apache-2.0.", default_words="unknown"
+    )
+    max_nonfinite_steps: int = _hardware(
+        0, "Number of steps with a gradient that is not finite to skip before the run stops.", rule=NOT_NEGATIVE
+    )
+    max_bad_fraction: float = _hardware(
+        0.01, "Share of unreadable images above which the run stops.", group=DATA, rule=FRACTION
+    )
 
     @property
     def trackers(self) -> list[str]:
@@ -120,30 +128,28 @@ class RunArguments:
 
 @dataclass
 class PreTrainingArguments(RunArguments):
-    """Of pre-training."""
+    """Flags of a pre-training run that do not change its results."""
 
-    knn_epochs: float | None = field(
-        default=None,
-        metadata={
-            "help": "Epochs between two looks at how well the nearest neighbours of held-out images tell their "
-            "labels, where the data has labels. Default: not at all."
-        },
+    knn_epochs: float | None = _evaluation(
+        None,
+        "Epochs between two k-NN evaluations, for data with labels.",
+        default_words="off",
+        rule=POSITIVE,
     )
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels for --knn_epochs. Default: the only one that can be."}
+    label_column_name: str | None = _evaluation(
+        None,
+        "Column that holds the labels, for --knn_epochs.",
+        default_words="the only column of class labels, or label",
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.knn_epochs is not None and not self.knn_epochs > 0:
-            raise UserError(f"--knn_epochs {self.knn_epochs} must be positive.")
 
 
 @dataclass
 class ClassificationArguments(RunArguments):
-    """Of training a classifier."""
+    """Flags of a classification run that do not change its results."""
 
-    output_dir: str = field(default="outputs/run_image_classification", metadata={"help": "Where everything goes."})
-    max_eval_samples: int | None = field(
-        default=None, metadata={"help": "Evaluate on as many held-out images only. Default: on all."}
+    output_dir: str = _files(
+        "outputs/run_image_classification", "Directory for everything that the run writes.", is_path=True
+    )
+    max_eval_samples: int | None = _evaluation(
+        None, "Number of validation images to use.", default_words="all", rule=AT_LEAST_1
     )

@@ -1,101 +1,158 @@
-"""Data sets from flags."""
+"""Open the data that flags name, in a training and a validation part."""
 
 import logging
+import sys
 from pathlib import Path
 
-from mae.arguments.data import DataArguments, FeatureArguments
-from mae.arguments.recipes import ClassificationRecipe
+import datasets
+import numpy as np
+from huggingface_hub import constants
+
+from mae.arguments.data import DataArguments
+from mae.arguments.model import FeatureArguments
+from mae.arguments.recipes import ProtocolArguments
 from mae.data.folders import open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset
 from mae.data.sources import Source
-from mae.data.subsets import CachedSource
+from mae.data.subsets import CachedSource, hold_out, take_rows
 from mae.utils.errors import UserError
+from mae.utils.hashing import permutation
 
 
 logger = logging.getLogger(__name__)
 
+LabelledSource = tuple[Source, Labels]
 
-def open_sources(
-    data: DataArguments, num_channels: int, retry_minutes: float, default: str | None = None
-) -> tuple[Source, Source | None]:
+# What the embedded data are called in cards.
+EMBEDDED_NAME = "the Noto emoji"
+
+
+def embedded_data() -> Path:
+    """The data set beside the running script, for commands that name no data."""
+    return Path(sys.argv[0]).resolve().parent / "data" / "emoji"
+
+
+def names_embedded_data(data: DataArguments) -> bool:
+    """Whether flags name no data."""
+    return data.train_dir is None and data.dataset_name is None
+
+
+def set_cache(cache_dir: str | None) -> None:
+    """Keep what is downloaded from the Hub in a folder; None leaves the folders as they are."""
+    if cache_dir is not None:
+        constants.HF_HUB_CACHE = cache_dir
+        datasets.config.HF_DATASETS_CACHE = Path(cache_dir) / "datasets"
+
+
+def open_splits(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
     """
-    The training images that flags name, and the held-out ones where the data has them.
+    The training images, and the validation images if there are any.
+
+    Validation images are those of --validation_dir or of the data's validation split. If there are none, the share
+    --train_val_split of the training images is held out; without that flag a test split is used.
 
     Args:
-        default: The data set where they name none.
+        num_channels: Channels of the model's images, because files of arrays are read by it.
     """
-    if data.train_dir is not None:
-        source, held_out = open_folder(data.train_dir, "--train_dir", num_channels), None
-        if data.validation_dir is not None:
-            held_out = open_folder(data.validation_dir, "--validation_dir", num_channels)
-        return source, held_out
-    name = data.dataset_name or default
-    if name is None:
-        raise UserError("Name the data: --dataset_name, or --train_dir with a folder of images for each class.")
-    return open_dataset(
-        name,
-        data.dataset_config_name,
-        data.image_column_name,
-        data.dataset_revision,
-        retry_minutes,
-        data.streaming,
-    )
+    train, validation = _open(data, num_channels, retry_minutes)
+    if validation is None and data.train_val_split is not None:
+        train, validation = hold_out(train, data.train_val_split, data.seed)
+    count, total = getattr(data, "max_train_samples", None), len(train)
+    if count is not None and count < total:
+        rows = np.sort(permutation(total, data.seed, "training samples")[:count])
+        train = CachedSource(take_rows(train, rows))
+    return train, validation
 
 
-def open_labelled(
-    data: ClassificationRecipe | FeatureArguments,
+def open_labelled_splits(
+    data: ProtocolArguments | FeatureArguments,
     num_channels: int,
     retry_minutes: float,
     max_eval_samples: int | None = None,
-    default: str | None = None,
-) -> tuple[tuple[Source, Labels], tuple[Source, Labels]]:
+) -> tuple[LabelledSource, LabelledSource]:
     """
-    The training images that flags name, and the held-out ones, with their labels.
+    The training images and the validation images as [`open_splits`] has them, with their labels. Images that are held
+    out, and the samples that --max_train_samples and --max_eval_samples ask for, are stratified by class.
 
     Raises:
-        UserError: where there are no held-out images, and as [`read_labels`].
+        UserError: if there are no validation images, and as [`read_labels`] does.
     """
-    source, held_out = open_sources(data, num_channels, retry_minutes, default)
-    flag = "--train_dir" if data.train_dir is not None else "--dataset_name"
-    what = f"{flag} {getattr(data, flag[2:]) or default}"
-    labels = read_labels(source, what, data.label_column_name)
-    check_classes(labels, what)
-    if held_out is not None and data.train_val_split is None:
-        flag = "--validation_dir" if data.train_dir is not None else "--dataset_name, its held-out split,"
-        train, held = (source, labels), (held_out, read_labels(held_out, flag, data.label_column_name, labels.names))
+    source, validation = _open(data, num_channels, retry_minutes)
+    column = data.label_column_name
+    name = describe_source(data)
+    labels = read_labels(source, name, column)
+    check_classes(labels, name)
+    train = source, labels
+    if validation is not None:
+        name = "--validation_dir" if data.train_dir is not None else f"the validation images of {name}"
+        held_out = validation, read_labels(validation, name, column, labels.names)
     elif data.train_val_split is not None:
-        if held_out is not None:
-            logger.info(
-                "Note: as --train_val_split says, training images are held out, and the data's own are not looked at."
-            )
-        train, held = hold_out_labelled(source, labels, data.train_val_split, data.seed)
+        train, held_out = hold_out_labelled(*train, data.train_val_split, data.seed)
     else:
-        other = "--validation_dir" if data.train_dir is not None else "a data set with a validation split"
-        raise UserError(f"There are no held-out images to evaluate on: --train_val_split 0.1, or {other}.")
-    if data.max_train_samples is not None and data.max_train_samples < len(train[1].values):
-        some, labels = select(
-            *train, stratified_sample(train[1], data.max_train_samples, data.seed, "training samples")
+        other = "Pass --validation_dir" if data.train_dir is not None else "Use a data set with a validation split"
+        raise UserError(f"There are no validation images. {other}, or hold some out with --train_val_split 0.1.")
+    train = _sample(*train, data.max_train_samples, data.seed, "training samples")
+    return train, _sample(*held_out, max_eval_samples, 0, "held-out samples")
+
+
+def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
+    """The training images, and the data's own images for validation unless --train_val_split replaces them."""
+    set_cache(data.cache_dir)
+    if data.train_dir is not None:
+        train, validation = open_folder(data.train_dir, "--train_dir", num_channels), None
+        if data.validation_dir is not None:
+            validation = open_folder(data.validation_dir, "--validation_dir", num_channels)
+    else:
+        # A test split is used for validation, unless images are held out for it.
+        splits = ("validation", "test") if data.train_val_split is None else ("validation",)
+        train, validation = open_dataset(
+            data.dataset_name or str(embedded_data()),
+            data.dataset_config_name,
+            data.image_column_name,
+            data.dataset_revision,
+            retry_minutes,
+            data.streaming,
+            splits,
         )
-        train = CachedSource(some), labels
-    if max_eval_samples is not None and max_eval_samples < len(held[1].values):
-        held = select(*held, stratified_sample(held[1], max_eval_samples, 0, "held-out samples"))
-    return train, held
+    if validation is not None and data.train_val_split is not None:
+        logger.info("Note: --train_val_split has no effect, because the data has validation images.")
+    return train, validation
+
+
+def _sample(source: Source, labels: Labels, count: int | None, seed: int, purpose: str) -> LabelledSource:
+    """A sample that is stratified by class, and is kept in memory. None takes all images."""
+    if count is None or count >= len(labels.values):
+        return source, labels
+    some, labels = select(source, labels, stratified_sample(labels, count, seed, purpose))
+    return CachedSource(some), labels
 
 
 def short_data_name(data: DataArguments) -> str:
-    """What the data is called where others read it."""
-    if data.train_dir is None and data.dataset_name is None:
-        return "the Noto emoji"
-    path = Path(data.train_dir or data.dataset_name).expanduser()
+    """The name of the data in cards, without the folders that it is in."""
+    if names_embedded_data(data):
+        return EMBEDDED_NAME
+    path = Path(data.train_dir or data.dataset_name)
     return f"the images of {path.resolve().name if path.exists() else path}"
 
 
-def data_name(data: DataArguments, revision: str | None, default: str | None = None) -> str:
-    """The flags that name the data, to be printed."""
+def describe_source(data: DataArguments) -> str:
+    """The flag that names the data, for messages."""
     if data.train_dir is not None:
         return f"--train_dir {data.train_dir}"
-    name = f"--dataset_name {data.dataset_name or default}"
+    return f"--dataset_name {data.dataset_name or embedded_data()}"
+
+
+def data_name(data: DataArguments, revision: str | None) -> str:
+    """
+    The flags that name the data, for messages.
+
+    Args:
+        revision: Commit of the data on the Hub.
+    """
+    name = describe_source(data)
+    if data.train_dir is not None:
+        return name
     for flag, value in (
         ("dataset_config_name", data.dataset_config_name),
         ("dataset_revision", revision),

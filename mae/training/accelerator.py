@@ -3,6 +3,7 @@
 import os
 import platform
 import warnings
+from collections.abc import Sequence
 from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +23,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from mae.arguments.run import RunArguments
+from mae.arguments.run import HardwareArguments
 from mae.utils.distributed import count_cores
 from mae.utils.errors import UserError, first_line
 from mae.utils.files import LOGS_FOLDER
@@ -38,22 +39,30 @@ _PACKAGES = ("mae", "torch", "torchvision", "transformers", "accelerate", "datas
 _PACKAGES += ("numpy", "pillow", "pyarrow")
 
 
-def make_accelerator(arguments: RunArguments) -> Accelerator:
+def make_accelerator(
+    arguments: HardwareArguments, output_dir: str | None = None, trackers: Sequence[str] = ()
+) -> Accelerator:
     """
     Create the Accelerator of this process.
+
+    Args:
+        output_dir: The directory of a run, for the files of trackers.
+        trackers: Names of trackers.
 
     Raises:
         UserError: if the launcher or Accelerate's configuration asks for something else than Accelerate gives, the
             device lacks the precision, or a tracker is not installed.
     """
-    for name in arguments.trackers:
+    for name in trackers:
         if name not in _TRACKERS:
             raise UserError(f"--report_to {name} must be one of {', '.join(_TRACKERS)}, none.")
         if not _TRACKERS[name]():
             raise UserError(f"--report_to {name} is not installed. Run: pip install {name}")
     timeout = InitProcessGroupKwargs(timeout=process_timeout(arguments))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = arguments.tf32
-    folders = ProjectConfiguration(arguments.output_dir, os.path.join(arguments.output_dir, LOGS_FOLDER))
+    folders = None
+    if output_dir is not None:
+        folders = ProjectConfiguration(output_dir, os.path.join(output_dir, LOGS_FOLDER))
     wants_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if wants_fsdp and os.environ.get("FSDP_VERSION") != "2":
         raise UserError("Only FSDP2 is supported. Set fsdp_version: 2 in Accelerate's configuration.")
@@ -70,7 +79,7 @@ def make_accelerator(arguments: RunArguments) -> Accelerator:
             mixed_precision="bf16" if arguments.bf16 else "fp16" if arguments.fp16 else None,  # else the launcher's
             # Gradients are views of the buckets that are sent, instead of copies.
             kwargs_handlers=[timeout, DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            log_with=arguments.trackers or None,
+            log_with=list(trackers) or None,
             project_config=folders,
             fsdp_plugin=sharding,
         )
@@ -116,7 +125,7 @@ def is_launchers_default(name: str, default: str) -> bool:
     return not any(variable.startswith(f"{name}=".encode()) for variable in started_with)
 
 
-def process_timeout(arguments: RunArguments) -> timedelta:
+def process_timeout(arguments: HardwareArguments) -> timedelta:
     """How long ranks wait for each other, because one may wait for its data."""
     return timedelta(minutes=30 + arguments.data_retry_minutes)
 

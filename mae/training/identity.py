@@ -6,7 +6,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from configuration_mae import CONFIG_FIELDS, MAEConfig
-from mae.arguments.recipes import Recipe
+from mae.arguments.recipes import Recipe, recipe_identity
 from mae.arguments.run import RunArguments
 from mae.data.sources import Source
 from mae.utils.text import flatten
@@ -42,18 +42,6 @@ def run_identity(
     for name, values in of_the_task.items():
         identity[name] |= values
     return identity
-
-
-def recipe_identity(recipe: Recipe) -> dict[str, Any]:
-    # Names and flags are replaced by what they led to: fingerprint, initial weights and configuration.
-    replaced = {"dataset_name", "dataset_config_name", "dataset_revision", "image_column_name", "streaming"}
-    replaced |= {"train_dir", "validation_dir", "label_column_name"}
-    replaced |= {"model_name_or_path", "model_revision", "allow_pickle", "model_size", "inflate_channels"}
-    replaced |= {"image_mean", "image_std"}
-    replaced |= {"image_size", "patch_size", "mask_ratio", "norm_pix_loss", "config_overrides"}
-    if recipe.max_steps > 0:
-        replaced.add("num_train_epochs")
-    return {name: value for name, value in asdict(recipe).items() if name not in replaced}
 
 
 def resolved_recipe(

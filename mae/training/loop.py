@@ -119,7 +119,9 @@ class TrainingLoop:
                 bar.update()
 
                 is_first, is_last = step == first + 1, step == schedule.num_steps
-                is_logged = step % arguments.logging_steps == 0 or is_last
+                is_logged = (
+                    step % arguments.logging_steps == 0 or is_last or (arguments.logging_first_step and step == 1)
+                )
                 if is_logged:
                     bar.set_postfix(self.log(step, log, loss, rate, gradient_norm, digests))
                     if state.guard.fatal_step:
@@ -153,7 +155,7 @@ class TrainingLoop:
             logger.info(f"Resuming after step {step}.")
         on_main_process(lambda: run.truncate(step))
         if accelerator.log_with:
-            on_main_process(lambda: start_trackers(accelerator, run.path, run.identity, step))
+            on_main_process(lambda: start_trackers(accelerator, run.path, run.identity, step, self.arguments.run_name))
         return step
 
     def accumulate(self, step: int, feed: BatchFeed, log: StepLog) -> tuple[Tensor, list[Tensor]]:

@@ -68,9 +68,7 @@ class Schedule:
                     f"--num_train_epochs {recipe.num_train_epochs:g} of {epoch_length:,} images is shorter than a "
                     f"batch of {batch_size:,} images. Lower the batch size or train for longer."
                 )
-        warmup_epochs = recipe.warmup_epochs
-        if recipe.warmup_ratio is not None:
-            warmup_epochs = recipe.warmup_ratio * (num_steps / (epoch_length / batch_size))
+        warmup_epochs = recipe.warmup(num_steps, num_steps / (epoch_length / batch_size))
         peak = recipe.learning_rate or recipe.base_learning_rate * batch_size / 256
         return cls(batch_size, epoch_length, num_steps, peak, warmup_epochs, minimum)
 

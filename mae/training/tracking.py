@@ -23,7 +23,9 @@ def project_name(trackers: Iterable[object]) -> str:
     return next(filter(None, found), "mae")
 
 
-def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any], first_step: int) -> None:
+def start_trackers(
+    accelerator: Accelerator, path: Path, config: dict[str, Any], first_step: int, run_name: str | None = None
+) -> None:
     """
     Start the trackers, on rank 0.
 
@@ -31,16 +33,18 @@ def start_trackers(accelerator: Accelerator, path: Path, config: dict[str, Any],
         path: The run's directory. Starts in the same directory with the same configuration are one run.
         config: Shown beside the numbers.
         first_step: Step that training resumes after. Later steps are logged again.
+        run_name: Name of the run (default: that of its directory).
 
     Raises:
         UserError: if a tracker cannot start, for example without a login.
     """
     # The same command resumes the tracker's run too.
+    name = run_name or path.name
     run_id = hash_text(f"{path.resolve()} {config}")
     options = {
         "tensorboard": {"purge_step": first_step + 1},
-        "wandb": {"name": path.name, "id": run_id, "resume": "allow", "dir": str(path / LOGS_FOLDER)},
-        "trackio": {"name": f"{path.name}-{run_id}", "resume": "allow"},
+        "wandb": {"name": name, "id": run_id, "resume": "allow", "dir": str(path / LOGS_FOLDER)},
+        "trackio": {"name": f"{name}-{run_id}", "resume": "allow"},
     }
     flat = {
         name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in flatten(config).items()

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.recipes import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
 from mae.conversion.saving import save_checkpoint
@@ -534,8 +534,8 @@ def test_short_runs_warm_up_shortly(flags):
         if "--warmup_epochs" not in more:
             place = argv.index("--warmup_epochs")
             del argv[place : place + 2]
-        recipe, _ = parse_arguments(ClassificationRecipe, ClassificationArguments, description="", argv=argv)
-        recipe.resolve(MAEConfig())
+        flags_, _ = parse_arguments(ClassificationFlags, ClassificationArguments, description="", argv=argv)
+        recipe = flags_.resolve(MAEConfig())
         assert {name: getattr(recipe, name) for name in expected} == expected
 
 

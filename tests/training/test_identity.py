@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationRecipe, PreTrainingRecipe
+from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.training.identity import differences, resolved_recipe, run_identity
 
@@ -32,7 +32,7 @@ def test_keys_stay_what_stored_runs_have():
     own = {"protocol", "num_trainable_blocks", "from_scratch", "max_train_samples", "augmentation", "min_crop_area"}
     own |= {"randaugment_magnitude", "random_erasing", "mixup_alpha", "cutmix_alpha", "label_smoothing_factor"}
     own |= {"drop_path_rate", "layer_decay"}
-    assert identity(ClassificationRecipe(max_steps=5))["recipe"].keys() == shared | own
+    assert identity(ClassificationFlags(max_steps=5).resolve(MAEConfig()))["recipe"].keys() == shared | own
 
 
 @pytest.mark.parametrize(
