@@ -196,14 +196,14 @@ def test_run_knn(pretrained, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "--model_name_or_path names the model"),
-        (["--model_name_or_path", "MODEL", "--layer", 9], "--layer 9: this encoder has 3 blocks, 0 to 3 or -3 to -1"),
-        (["--model_name_or_path", "MODEL", "--pooling", "max"], "--pooling max: wanted is cls or mean"),
+        ([], "--model_name_or_path"),
+        (["--model_name_or_path", "MODEL", "--layer", 9], "--layer 9 must be from 0 to 3"),
+        (["--model_name_or_path", "MODEL", "--pooling", "max"], "--pooling max must be one of cls, mean"),
         (["--model_name_or_path", "MODEL", "--num_neighbours", 0], "--num_neighbours 0 must be at least 1"),
         (["--model_name_or_path", "MODEL", "--dataloader_num_workers", -1], "--dataloader_num_workers -1 must not be"),
-        (["--model_name_or_path", "MODEL", "--output_file", "no/where.json"], "lies in no folder that is there"),
+        (["--model_name_or_path", "MODEL", "--output_file", "no/where.json"], "--output_file no/where.json"),
         (["--model_name_or_path", "MODEL", "--temperature", 0], "--temperature 0.0 must be positive"),
-        (["--model_name_or_path", "MODEL", "--train_dir", "nowhere"], "--train_dir nowhere: there is no such folder"),
+        (["--model_name_or_path", "MODEL", "--train_dir", "nowhere"], "--train_dir nowhere"),
     ],
 )
 def test_mistakes(arguments, message, pretrained):

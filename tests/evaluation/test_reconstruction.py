@@ -174,7 +174,7 @@ def test_held_out_rows(parquet_folder, image_folder, share):
         assert parts[0].fingerprint != parts[1].fingerprint != source.fingerprint
         assert hold_out(source, share, seed=1)[0].group_sizes == parts[0].group_sizes
         assert hold_out(source, share, seed=2)[0].fingerprint != parts[0].fingerprint
-    with pytest.raises(UserError, match="--train_val_split 0.001 of 60 images leaves 60 to train on and 0 held out"):
+    with pytest.raises(UserError, match="--train_val_split 0.001 of 60 images leaves 60 .* and 0"):
         hold_out(source, 0.001, seed=1)
 
 
@@ -191,9 +191,14 @@ def test_train_val_split(emoji_bytes, data, tmp_path):
     with torch.no_grad():
         loss = model(normalize(images, model.config), noise=noise).loss.item()
     assert evaluations(run)[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
-    # Data with held-out images of its own keeps them.
-    done = start("--output_dir", tmp_path / "other", *data, "--train_val_split", 0.2, "--max_steps", 1)
-    assert "Note: --train_val_split has no effect" in done.stdout and "on 90 images" in done.stdout
+    # Data with a validation split keeps it; with a test split alone, training images are held out.
+    one_step = ["--dataset_name", folder, *data[2:], "--train_val_split", 0.2, "--max_steps", 1]
+    write_parquet(folder / "test.parquet", emoji_bytes[90:96], 6)
+    done = start("--output_dir", tmp_path / "test", *one_step)
+    assert "no effect" not in done.stdout and f"on {len(others)} images" in done.stdout
+    write_parquet(folder / "validation.parquet", emoji_bytes[90:96], 6)
+    done = start("--output_dir", tmp_path / "validation", *one_step)
+    assert "--train_val_split has no effect" in done.stdout and "on 90 images" in done.stdout
 
 
 def test_load_images_takes_from_many_groups(parquet_folder):

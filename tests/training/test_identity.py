@@ -7,11 +7,23 @@ import pytest
 from configuration_mae import MAEConfig
 from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
 from mae.arguments.run import RunArguments
+from mae.data.sources import Source
 from mae.training.identity import differences, resolved_recipe, run_identity
 
 
 ACCELERATOR = SimpleNamespace(mixed_precision="no")
-SOURCE = SimpleNamespace(fingerprint="f00d", group_sizes=[2, 3], revision="c0ffee")
+
+
+class FiveImages(Source):
+    fingerprint, revision, group_sizes = "f00d", "c0ffee", [2, 3]
+
+    def read(self, group, first_row):
+        raise NotImplementedError
+
+    origin = read
+
+
+SOURCE = FiveImages()
 
 
 def identity(recipe, **more):
