@@ -121,7 +121,7 @@ def test_what_is_refused(tmp_path):
             check_classes(read_labels(write(path, column, feature), "WHAT"), "WHAT")
     refuse([0.5, 1.5], Value("float32"), "holds float32.*class numbers, words")
     refuse([0, 1], classes, "does not exist. Columns: image, label", label_column_name="labels")
-    with pytest.raises(UserError, match="WHAT has no column of labels: name one with --label_column_name. Col"):
+    with pytest.raises(UserError, match="WHAT has no column of labels. Choose one with --label_column_name. Col"):
         read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT")
     assert read_labels(write(path, [1, 2], Value("int64"), name="number"), "WHAT", "number").names == ["1", "2"]
 
