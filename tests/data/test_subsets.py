@@ -6,8 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mae.data.folders import open_folder
+from mae.data.opening import open_dataset
 from mae.data.sources import Source, View
 from mae.data.subsets import CachedSource, RowNumbers, Subset, hold_out, take_rows
+from mae.utils.errors import UserError
 
 
 class Counted(Source):
@@ -81,3 +84,32 @@ def test_hold_out_divides_each_group_and_keeps_every_row():
     numbers = [part.row_numbers().tolist() for part in parts]
     assert sorted(numbers[0] + numbers[1]) == list(range(31)) and isinstance(parts[0], Subset)
     assert parts[0].fingerprint != parts[1].fingerprint
+
+
+@pytest.mark.parametrize("share", [0.2, 0.9])
+def test_held_out_rows_and_the_others_are_the_whole(parquet_folder, image_folder, share):
+    """Every row is in one part, in its place; both parts are drawn from everywhere, and by the seed."""
+    for source in (open_dataset(str(parquet_folder))[0], open_folder(str(image_folder), "--train_dir")):
+        rows = {}
+        parts = hold_out(source, share, seed=1)
+        for number, part in enumerate(parts):
+            for group, size in enumerate(part.group_sizes):
+                read = list(part.read(group, 0)) if size else []
+                assert len(read) == size
+                for row, image in enumerate(read):
+                    assert part.origin(group, row) not in rows
+                    rows[part.origin(group, row)] = number, image
+                    assert row % 5 or list(part.read(group, row)) == read[row:]
+        whole = {
+            source.origin(group, row): image
+            for group in range(len(source.group_sizes))
+            for row, image in enumerate(source.read(group, 0))
+        }
+        assert {origin: image for origin, (_, image) in rows.items()} == whole
+        held = sum(parts[1].group_sizes)
+        assert held == pytest.approx(share * len(whole), abs=3)
+        assert parts[0].fingerprint != parts[1].fingerprint != source.fingerprint
+        assert hold_out(source, share, seed=1)[0].group_sizes == parts[0].group_sizes
+        assert hold_out(source, share, seed=2)[0].fingerprint != parts[0].fingerprint
+    with pytest.raises(UserError, match="--train_val_split 0.001 of 60 images leaves 60 .* and 0"):
+        hold_out(source, 0.001, seed=1)

@@ -1,4 +1,4 @@
-"""Several processes: Accelerate's configurations, FSDP2, machines that meet by the network; what a model computes."""
+"""Several processes: Accelerate's configurations, FSDP2, two machines, steps without waiting for the device."""
 
 import itertools
 import json
@@ -15,11 +15,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
-from configuration_mae import MAEConfig
-from mae.training import flops as throughput
 from mae.training.average import AveragedWeights
 from mae.training.loop import TrainingLoop
 from mae.training.optimization import GuardedStep
@@ -32,8 +29,8 @@ CONFIGURATIONS = sorted((ROOT / "examples" / "accelerate").iterdir())
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.stem)
-def test_configurations_for_accelerate(path):
-    """Accelerate takes each for what its name says, and the command in it fits what it and its recipe hold."""
+def test_accelerate_accepts_each_configuration(path):
+    """Accelerate reads from each what its name says; the command in it fits its recipe."""
     config = load_config_from_file(str(path))
     command = re.search(r"^# +accelerate launch (.*?[^\\])$", path.read_text(), re.MULTILINE | re.DOTALL)[1]
     words = command.replace("#", "").replace("\\\n", "").split()
@@ -53,7 +50,7 @@ def test_configurations_for_accelerate(path):
             assert (ROOT / flags.training_script_args[number + 1]).exists()
 
 
-def test_fsdp2(data, tmp_path):
+def test_fsdp2_gives_the_numbers_of_one_process(data, tmp_path):
     """Weights, gradients, moments and average in pieces: the same numbers, and checkpoints for one process too."""
     labelled = ["--dataset_name", next(EMOJI.glob("test-*.parquet")), *data[2:], "--knn_epochs", 0.25]
     arguments = [*labelled, "--ema_decay", 0.9, "--max_grad_norm", 0.5, "--eval_steps", 12, "--learning_rate", 0.01]
@@ -76,7 +73,7 @@ def test_fsdp2(data, tmp_path):
     assert results[0]["eval_loss"] == pytest.approx(results[1]["eval_loss"], rel=1e-5)
     assert results[0]["eval_knn_accuracy"] == pytest.approx(results[1]["eval_knn_accuracy"], abs=0.1)  # 3 of 32
 
-    # What it leaves is no different, its code too.
+    # Its checkpoints have the same files, the code included.
     checkpoints = [tmp_path / name / "checkpoint-20" for name in ("sharded", "whole")]
     names = [sorted(path.name for path in checkpoint.iterdir()) for checkpoint in checkpoints]
     assert names[0] == names[1] and "modeling_mae.py" in names[0]
@@ -94,8 +91,8 @@ def test_fsdp2(data, tmp_path):
     assert [line["loss"] for line in rest] == pytest.approx([line["loss"] for line in lines[20:]], rel=1e-5)
 
 
-def test_two_machines(data, tmp_path):
-    """Two launchers that meet by the network go on with one's run, whose directory the second does not see."""
+def test_two_machines_resume_the_run_of_one(data, tmp_path):
+    """Two launchers that meet by the network resume the run of one; the second does not see its directory."""
     arguments = [*data, "--save_total_limit", 3]
     expected = train(tmp_path / "one", *arguments)
     directories = [tmp_path / "first" / "run", tmp_path / "second" / "run"]
@@ -122,58 +119,6 @@ def test_two_machines(data, tmp_path):
     lines = metrics(directories[0])
     assert [line["samples_digest"] for line in lines] == [line["samples_digest"] for line in expected]
     assert [line["loss"] for line in lines] == pytest.approx([line["loss"] for line in expected], rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"image_size": (64, 96), "patch_size": (8, 16), "mask_ratio": 0.6, "num_channels": 1}
-        | {"image_mean": 0.5, "image_std": 0.5},
-    ],
-)
-def test_flops_against_torchs_counter(fields):
-    # The counter sees no attention but this one.
-    config = MAEConfig.from_size("tiny", attn_implementation="eager", **fields)
-    model = MAEForPreTraining(config)
-    height, width = (224, 224) if not fields else config.image_size
-    images = torch.randn(2, config.num_channels, height, width)
-    with FlopCounterMode(display=False) as forward:
-        loss = model(images).loss
-    with FlopCounterMode(display=False) as backward:
-        loss.backward()
-    assert forward.get_total_flops() == 2 * throughput.forward_flops(config)
-    # Pixels have no gradient.
-    total = forward.get_total_flops() + backward.get_total_flops()
-    assert total == pytest.approx(2 * throughput.training_flops(config), rel=3e-3)
-
-
-def test_flops_of_the_paper():
-    """ViT-L/16 with 1/4 of the patches: the encoder takes about a quarter of 61.6 GFLOPs (multiply-adds)."""
-    config = MAEConfig.from_size("large")
-    encoder = throughput._block_flops(24, 50, 1024, 4096)
-    assert encoder / 2 / 61.6e9 == pytest.approx(0.25, abs=0.02)
-    assert encoder < throughput.forward_flops(config)
-
-
-def test_peaks():
-    peak = throughput._peak_of
-    assert peak("NVIDIA H100 80GB HBM3", "bf16", tf32=False) == 989e12
-    assert peak("NVIDIA H100 PCIe", "fp16", tf32=False) == 756e12
-    assert peak("NVIDIA A100-SXM4-80GB", "no", tf32=True) == 156e12
-    assert peak("NVIDIA L4", "no", tf32=False) == 30.3e12
-    assert peak("NVIDIA L40S", "bf16", tf32=False) == 362e12
-    assert peak("Tesla T4", "no", tf32=True) is None and peak("GeForce", "bf16", tf32=False) is None
-    assert throughput.peak_flops(torch.device("cpu"), "bf16", tf32=False) is None
-
-
-def test_tables_of_the_document():
-    text = (ROOT / "docs" / "scaling.md").read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    tables = done.stdout.strip().split("\n\n")
-    assert len(tables) == 4 and all(table in text for table in tables)
 
 
 class Waits(TorchDispatchMode):

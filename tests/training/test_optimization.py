@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file
 
 from configuration_mae import MAEConfig
-from mae.training.average import AveragedWeights
 from mae.training.optimization import LARS, GuardedStep, make_optimizer, parameter_groups
 from modeling_mae import MAEForImageClassification, MAEForPreTraining
 from tests.support.data import ROOT
@@ -112,33 +111,6 @@ class NamedLinear(torch.nn.Module):
 
     def no_weight_decay(self):
         return set()
-
-
-def test_averaged_weights():
-    """Against the definition, with the shorter memory of the first steps; weights that do not train have none."""
-    torch.manual_seed(0)
-    model = MAEForPreTraining(MAEConfig(**CONFIG))
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    average = AveragedWeights(model, 0.5)
-    expected = {name: model.get_parameter(name).detach().double() for name in names}
-    for step in range(1, 12):
-        with torch.no_grad():
-            for name in names:
-                model.get_parameter(name).normal_()
-        average.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
-        assert (decay < 0.5) == (step < 8)
-        for name in names:
-            expected[name] = decay * expected[name] + (1 - decay) * model.get_parameter(name).detach().double()
-    trained = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with average.applied():
-        for name, tensor in model.state_dict().items():
-            assert torch.allclose(tensor, expected[name].float(), atol=1e-6) if name in names else True
-    assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
-    assert len(average.averages) == len(names) < len(trained)
-    average.reset()
-    with average.applied():
-        assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())
 
 
 # Layer decay and LARS
