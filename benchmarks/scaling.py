@@ -17,7 +17,7 @@ from modeling_mae import MAEForPreTraining
 SIZES = ("base", "large", "huge")
 IMAGENET = 1_281_167
 # Bytes a GPU can send and receive in a second at once, and what they are called.
-LINKS = {"NVLink of an H100 (450 GB/s)": 450e9, "InfiniBand of 400 Gb/s": 50e9, "Ethernet of 100 Gb/s": 12.5e9}
+LINKS = {"NVLink of an H100 (450 GB/s)": 450e9, "InfiniBand, 400 Gb/s": 50e9, "Ethernet, 100 Gb/s": 12.5e9}
 # What of a data sheet's FLOP/s is assumed: what the paper's times mean, see `published`.
 UTILISATION = 0.3
 PEAKS = {"A100": 312e12, "H100": 989e12}
@@ -43,7 +43,7 @@ def memory() -> str:
         trained = sum(parameter.numel() for parameter in build(size).parameters() if parameter.requires_grad)
         cells = [f"{(4 * count + 12 * trained) / share / 1e9:.2f} GB" for share in (1, 8, 64)]
         rows.append([f"ViT-{size[0].upper()}", f"{count / 1e6:.0f} M", *cells, f"{4 * trained / 1e9:.2f} GB"])
-    return table(["model", "parameters", "DDP, each GPU", "FSDP2, each of 8", "each of 64", "an average more"], rows)
+    return table(["model", "parameters", "DDP, each GPU", "FSDP2, each of 8", "each of 64", "`--ema_decay` adds"], rows)
 
 
 def throughput() -> str:
@@ -78,7 +78,7 @@ def communication() -> str:
         trained = sum(parameter.numel() for parameter in build(size).parameters() if parameter.requires_grad)
         rows.append([f"ViT-{size[0].upper()}", f"{8 * trained / 1e9:.1f} GB", f"{12 * trained / 1e9:.1f} GB"])
         rows[-1] += [f"{8 * trained / link * 1e3:.0f} ms" for link in LINKS.values()]
-    return table(["model", "DDP", "FSDP2", *(f"DDP by {name}" for name in LINKS)], rows)
+    return table(["model", "DDP", "FSDP2", *(f"DDP over {name}" for name in LINKS)], rows)
 
 
 class CachedSource:

@@ -9,6 +9,7 @@ import pytest
 from mae.utils.distributed import count_cores, is_main_process, on_main_process
 from mae.utils.errors import UserError
 from tests.support.data import ROOT
+from tests.support.runs import ENVIRONMENT
 
 
 def test_process_without_ranks_is_rank_0():
@@ -28,10 +29,11 @@ def test_cores_are_shared_among_the_processes_of_a_machine(monkeypatch):
 
 RANKS = """if True:
     import torch.distributed as dist
+    from accelerate import PartialState
     from mae.utils.distributed import is_main_process, on_main_process
     from mae.utils.errors import UserError
 
-    dist.init_process_group("gloo")
+    PartialState(cpu=True)
     calls = []
     result = on_main_process(lambda: calls.append(dist.get_rank()) or {"found": 7})
     def fail():
@@ -51,7 +53,7 @@ def test_all_ranks_have_the_result_and_the_error_of_rank_0(tmp_path):
     script.write_text(RANKS)
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,
