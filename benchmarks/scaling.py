@@ -43,7 +43,9 @@ def memory() -> str:
         trained = sum(parameter.numel() for parameter in build(size).parameters() if parameter.requires_grad)
         cells = [f"{(4 * count + 12 * trained) / share / 1e9:.2f} GB" for share in (1, 8, 64)]
         rows.append([f"ViT-{size[0].upper()}", f"{count / 1e6:.0f} M", *cells, f"{4 * trained / 1e9:.2f} GB"])
-    return table(["model", "parameters", "DDP, each GPU", "FSDP2, each of 8", "each of 64", "`--ema_decay` adds"], rows)
+    return table(
+        ["model", "parameters", "DDP, each GPU", "FSDP2, each of 8", "each of 64", "`--ema_decay` adds"], rows
+    )
 
 
 def throughput() -> str:

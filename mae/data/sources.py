@@ -160,6 +160,8 @@ class ArrowSource(Source):
         return self.split, group
 
     def read_column(self, name: str) -> pa.ChunkedArray:
+        if name not in self.features:
+            raise KeyError(name)
         return self._dataset.select_columns([name]).with_format("arrow")[:][name]
 
 
