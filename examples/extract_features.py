@@ -14,23 +14,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
-from safetensors.torch import save_file
-
 from mae.arguments.flags import EVALUATION, REQUIRED, Arguments, flag, one_of
 from mae.arguments.model import FeatureArguments
-from mae.cli.data import open_splits
-from mae.cli.model import load_encoder
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
-from mae.data.labels import read_labels
-from mae.data.subsets import origin_columns
-from mae.evaluation.features import compute_features, log_skipped
-from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
-from mae.utils.files import atomic_write
 
 
 logger = logging.getLogger("mae.examples")
@@ -51,6 +39,20 @@ class OutputArguments(Arguments):
 
 def main() -> None:
     arguments, output = parse_arguments(FeatureArguments, OutputArguments, description=__doc__)
+    # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import torch
+    from safetensors.torch import save_file
+
+    from mae.cli.data import open_splits
+    from mae.cli.model import load_encoder
+    from mae.data.labels import read_labels
+    from mae.data.subsets import origin_columns
+    from mae.evaluation.features import compute_features, log_skipped
+    from mae.training.accelerator import make_accelerator
+    from mae.utils.files import atomic_write
+
     accelerator = make_accelerator(arguments)
     for name in ("train_val_split", "max_train_samples", "max_eval_samples"):
         if getattr(arguments, name) is not None:

@@ -13,6 +13,7 @@ from mae.arguments.model import FeatureArguments, ModelArguments
 from mae.arguments.overrides import parse_overrides, parse_statistics
 from mae.arguments.recipes import ClassificationFlags, ClassificationRecipe, Recipe
 from mae.arguments.run import RunArguments
+from mae.cli.data import set_cache
 from mae.conversion.layouts import has_part
 from mae.conversion.loading import build, load_checkpoint, make_plan
 from mae.conversion.report import LoadReport
@@ -41,6 +42,7 @@ def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple
     Raises:
         UserError: as [`load_checkpoint`], and for a layer that it does not have.
     """
+    set_cache(arguments.cache_dir)
     fields = {} if arguments.image_size is None else {"image_size": to_size(arguments.image_size)}
     encoder, report = load_checkpoint(
         arguments.model_name_or_path,
@@ -65,6 +67,7 @@ def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple
 
 def read_checkpoint(recipe: ModelArguments, retry_minutes: float = 0) -> Weights | None:
     """Read the checkpoint that a recipe names, without interpreting it; None if it names none."""
+    set_cache(recipe.cache_dir)
     if recipe.model_name_or_path is None:
         return None
     return read_weights(recipe.model_name_or_path, recipe.model_revision, recipe.allow_pickle, retry_minutes)
@@ -73,6 +76,8 @@ def read_checkpoint(recipe: ModelArguments, retry_minutes: float = 0) -> Weights
 def find_num_channels(recipe: ModelArguments, weights: Weights | None) -> int:
     """Channels of the model that a recipe names, before it is built, because opening a folder of arrays needs them."""
     fields = parse_overrides(recipe.config_overrides)
+    if recipe.config_name is not None:
+        fields = _config_fields(recipe.config_name) | fields
     if "num_channels" in fields or weights is None:
         return fields.get("num_channels", 3)
     # The kernel of the patch projection, whatever its name.
@@ -125,6 +130,8 @@ def _config_fields(name: str) -> dict[str, Any]:
         config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         raise UserError(f"--config_name {name} cannot be read: {first_line(error)}") from None
+    if not config:  # a folder without the file
+        raise UserError(f"--config_name {name} has no config.json.")
     if config.get("model_type") not in ("mae", "vit_mae"):
         raise UserError(f"--config_name {name} is of a {config.get('model_type')} model, not of a Masked Autoencoder.")
     return {field: config[field] for field in CONFIG_FIELDS if field in config}

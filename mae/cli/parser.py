@@ -190,7 +190,7 @@ def _refuse_unknown(unknown: Sequence[str], names: Sequence[str]) -> NoReturn:
         check_trainer_flag(name, [])
     if name in CONFIG_FIELDS:
         raise UserError(
-            f"unknown argument {first}. Set this field of the configuration by --config_overrides {name}=…"
+            f"unknown argument {first}. To set this field of the configuration: --config_overrides {name}=VALUE"
         )
     raise UserError(f"unknown argument {first}.{suggestion(name, names, '--')}")
 

@@ -1,4 +1,8 @@
-"""Run a script: messages, one-line errors and exit codes."""
+"""
+Run a script: messages, one-line errors and exit codes.
+
+Modules that take long to import are imported where they are used, so that --help need not wait for them.
+"""
 
 import logging
 import os
@@ -10,8 +14,6 @@ from typing import NoReturn, TextIO
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from mae.data.loader import is_worker_failure, worker_failure
-from mae.hub.publisher import is_uploading
 from mae.training.interruption import EXIT_CODE
 from mae.utils.distributed import is_main_process
 from mae.utils.errors import Interrupted, MAEError, UserError
@@ -75,6 +77,8 @@ def end_process(code: int) -> NoReturn:
     `sys.exit` would wait for an upload that is active, because Python joins its threads. The next save, or the same
     command, uploads what is cut off here.
     """
+    from mae.hub.publisher import is_uploading
+
     if is_uploading():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -102,6 +106,8 @@ def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
         _print_error(f"{error}.{again}", rank)
         end_process(1)
     except RuntimeError as error:
+        from mae.data.loader import is_worker_failure, worker_failure
+
         if not is_worker_failure(error):
             raise
         _print_error(worker_failure(error), rank)

@@ -39,7 +39,8 @@ LOG_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
 _FIGURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
 _PUSHED_FILES = (*MODEL_FILES, CARD_FILE, *LOG_FILES, RESULTS_FILE, CLASSES_FILE, *_FIGURES)
 # Flags of a recipe that may hold paths.
-_PATH_FLAGS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path")
+_PATH_FLAGS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path", "config_name")
+_PATH_FLAGS += ("image_processor_name", "cache_dir")
 
 
 class Repository:

@@ -1,14 +1,18 @@
 """The model that flags name."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from transformers import ViTMAEConfig
 
+from configuration_mae import MAEConfig
 from mae.arguments.model import FeatureArguments
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.recipes import ClassificationFlags, ClassificationRecipe, PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.cli.model import (
     build_classifier,
@@ -18,124 +22,165 @@ from mae.cli.model import (
     load_encoder,
     read_checkpoint,
 )
-from mae.data.folders import open_folder
 from mae.data.labels import Labels
 from mae.utils.errors import UserError
-from tests.support.models import TINY, tiny_model
+from modeling_mae import MAEForPreTraining, make_image_processor
+from tests.support.models import TINY, tiny_config
 
 
-SMALL = ",".join(f"{name}={value}" for name, value in TINY.items())
-LABELS = Labels(np.array([0, 1, 2]), ["a", "b", "c"])
+LABELS = Labels(np.array([0, 1, 1]), ["cat", "dog"])
+SEVERAL = Labels(np.array([[0, 1], [1, 1]], dtype=np.uint8), ["cat", "dog"])
+FIELDS = ",".join(f"{name}={value}" for name, value in TINY.items())
 
 
-def recipe(**values):
-    return PreTrainingRecipe(**{"config_overrides": SMALL} | values)
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "model"
+    torch.manual_seed(0)
+    MAEForPreTraining(tiny_config()).save_pretrained(folder)
+    return str(folder)
 
 
-def test_seed_decides_the_weights_of_a_model_from_scratch():
-    first, again, other = (build_model(recipe(seed=seed), None)[0] for seed in (1, 1, 2))
-    names = first.state_dict()
-    assert all(torch.equal(names[name], again.state_dict()[name]) for name in names)
-    assert not torch.equal(names["mae.cls_token"], other.state_dict()["mae.cls_token"])
-
-
-def test_flags_set_the_fields_of_the_configuration():
-    flags = {"image_size": [16, 48], "patch_size": [8], "mask_ratio": 0.5, "norm_pix_loss": True}
-    model, report = build_model(recipe(**flags, image_mean=["0.5"], image_std=["0.1", "0.2", "0.3"]), None)
+def test_model_from_scratch_has_the_fields_of_the_flags():
+    recipe = PreTrainingRecipe(
+        model_size="tiny", image_size=[64, 32], patch_size=[8], mask_ratio=0.6, image_mean=["0.5"], image_std=["0.25"],
+        config_overrides="num_hidden_layers=1,decoder_num_hidden_layers=1,mask_ratio=0.5",
+    )  # fmt: skip
+    model, report = build_model(recipe, None)
     config = model.config
-    assert report is None and config.hidden_size == TINY["hidden_size"]
-    assert (tuple(config.image_size), config.patch_size, config.mask_ratio) == ((16, 48), 8, 0.5)
-    assert (
-        config.norm_pix_loss is True and config.image_mean == [0.5] * 3 and list(config.image_std) == [0.1, 0.2, 0.3]
-    )
+    assert report is None and (config.hidden_size, config.num_hidden_layers) == (192, 1)
+    assert (config.image_size, config.patch_size, config.mask_ratio) == ((64, 32), 8, 0.6)  # a flag of its own wins
+    assert (config.image_mean, config.image_std) == ([0.5] * 3, [0.25] * 3)
 
 
-def test_checkpoint_gives_weights_and_sizes(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    flags = PreTrainingRecipe(model_name_or_path=str(tmp_path))
-    found, report = build_model(flags, read_checkpoint(flags))
-    assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
-    assert report is not None and found.config.hidden_size == TINY["hidden_size"]
-    with pytest.raises(UserError, match="hidden_size"):
-        build_model(PreTrainingRecipe(model_name_or_path=str(tmp_path), model_size="base"), read_checkpoint(flags))
+def test_seed_decides_new_weights():
+    recipes = [PreTrainingRecipe(config_overrides=FIELDS, seed=seed) for seed in (1, 1, 2)]
+    one, same, other = (build_model(recipe, None)[0].mae.patch_embed.proj.weight for recipe in recipes)
+    assert torch.equal(one, same) and not torch.equal(one, other)
 
 
-def test_configuration_of_another_model_is_read_or_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit_mae"} | TINY | {"hidden_size": 48}))
-    model, _ = build_model(PreTrainingRecipe(config_name=str(tmp_path)), None)
-    assert model.config.hidden_size == 48
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="--config_name .* bert"):
-        build_model(PreTrainingRecipe(config_name=str(tmp_path)), None)
-    with pytest.raises(UserError, match="--config_name .* cannot be read"):
-        build_model(PreTrainingRecipe(config_name=str(tmp_path / "missing")), None)
+@pytest.mark.parametrize("kind", [MAEConfig, ViTMAEConfig])
+def test_config_name_gives_the_configuration(kind, tmp_path):
+    kind(**TINY, norm_pix_loss=True).save_pretrained(tmp_path)
+    recipe = PreTrainingRecipe(config_name=str(tmp_path), config_overrides="num_hidden_layers=1", image_size=[64])
+    config = build_model(recipe, None)[0].config
+    expected = TINY | {"num_hidden_layers": 1, "image_size": 64, "norm_pix_loss": True}
+    assert {name: getattr(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
-    "overrides, message",
-    [("hidden_size=30", "hidden_size"), ("patch_size=7", "patch_size"), ("mask_ratio=2", "mask_ratio")],
+    ("text", "message"), [(None, "has no config.json"), ('{"model_type": "vit"}', "is of a vit model")]
 )
-def test_impossible_model_is_one_line(overrides, message):
-    with pytest.raises(UserError, match=message) as found:
-        build_model(recipe(config_overrides=f"{SMALL},{overrides}"), None)
-    assert "\n" not in str(found.value)
+def test_config_name_that_is_no_masked_autoencoder_is_refused(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=f"^--config_name .*{message}"):
+        build_model(PreTrainingRecipe(config_name=str(tmp_path)), None)
 
 
-def test_channels_are_known_before_the_model_is_built(tmp_path):
-    tiny_model(num_channels=5, image_mean=0.5, image_std=0.5).save_pretrained(tmp_path)
-    flags = PreTrainingRecipe(model_name_or_path=str(tmp_path))
-    assert find_num_channels(flags, read_checkpoint(flags)) == 5
-    assert find_num_channels(recipe(config_overrides="num_channels=4"), None) == 4
-    assert find_num_channels(recipe(), None) == 3
+def test_image_processor_name_gives_mean_and_std(tmp_path):
+    make_image_processor(tiny_config(image_mean=[0.3] * 3, image_std=[0.2] * 3)).save_pretrained(tmp_path)
+    flags = {"image_processor_name": str(tmp_path), "config_overrides": FIELDS}
+    config = build_model(PreTrainingRecipe(**flags), None)[0].config
+    assert (config.image_mean, config.image_std) == ([0.3] * 3, [0.2] * 3)
+    config = build_model(PreTrainingRecipe(**flags, image_mean=["0.5"], image_std=["0.5"]), None)[0].config
+    assert config.image_mean == [0.5] * 3
 
 
-def test_classifier_follows_labels_and_protocol(tmp_path):
-    model = tiny_model()
-    model.save_pretrained(tmp_path)
-    weights = read_checkpoint(PreTrainingRecipe(model_name_or_path=str(tmp_path)))
-    common = {"model_name_or_path": str(tmp_path)}
-    tuned, _, resolved = build_classifier(ClassificationFlags(**common), weights, LABELS)
-    assert tuned.config.id2label == {0: "a", 1: "b", 2: "c"} and tuned.config.pooling == "mean"
-    assert resolved.layer_decay == 0.65 and all(p.requires_grad for p in tuned.mae.blocks.parameters())
-    assert torch.equal(tuned.mae.cls_token, model.mae.cls_token)
-    probe, _, resolved = build_classifier(ClassificationFlags(**common, protocol="linear"), weights, LABELS)
-    assert probe.config.pooling == "cls" and probe.config.head_batch_norm and resolved.learning_rate == 6.4
-    assert not any(parameter.requires_grad for parameter in probe.mae.parameters())
-    assert any(parameter.requires_grad for parameter in probe.parameters())
+def test_channels_are_known_before_the_model_is_built(checkpoint, tmp_path):
+    tiny_config(num_channels=5, image_mean=0.5, image_std=0.5).save_pretrained(tmp_path)
+    assert find_num_channels(PreTrainingRecipe(), None) == 3
+    assert find_num_channels(PreTrainingRecipe(config_overrides="num_channels=4"), None) == 4
+    assert find_num_channels(PreTrainingRecipe(config_name=str(tmp_path)), None) == 5
+    recipe = PreTrainingRecipe(model_name_or_path=checkpoint)
+    assert find_num_channels(recipe, read_checkpoint(recipe)) == 3
 
 
-def test_classifier_without_a_model_is_refused_with_both_ways():
-    with pytest.raises(UserError, match="--model_name_or_path is missing.*--from_scratch"):
+def test_checkpoint_gives_its_weights_and_a_report(checkpoint):
+    recipe = PreTrainingRecipe(model_name_or_path=checkpoint)
+    model, report = build_model(recipe, read_checkpoint(recipe))
+    expected = MAEForPreTraining.from_pretrained(checkpoint).state_dict()
+    assert report is not None
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"model_size": "giant"}, "size='giant' is not a known model size"),
+        ({"image_size": [60], "patch_size": [8]}, "image_size=60 is not divisible by patch_size=8"),
+        ({"config_overrides": "hidden_size=10"}, "hidden_size=10 must be divisible by num_attention_heads"),
+    ],
+)
+def test_impossible_configuration_is_one_line(flags, message):
+    with pytest.raises(UserError) as error:
+        build_model(PreTrainingRecipe(**flags), None)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# Classifiers
+
+
+@pytest.mark.parametrize(
+    ("flags", "pooling", "drop_path", "trainable"),
+    [
+        ({}, "mean", 0.1, {"mae", "head", "fc_norm"}),
+        ({"protocol": "linear"}, "cls", 0.0, {"head"}),
+        ({"protocol": "partial", "num_trainable_blocks": 1}, "mean", 0.1, {"mae", "head", "fc_norm"}),
+    ],
+)
+def test_classifier_follows_the_protocol(checkpoint, flags, pooling, drop_path, trainable):
+    flags = ClassificationFlags(model_name_or_path=checkpoint, **flags)
+    model, report, recipe = build_classifier(flags, read_checkpoint(flags), LABELS)
+    assert isinstance(recipe, ClassificationRecipe) and report is not None
+    assert (recipe.drop_path_rate, model.config.pooling) == (drop_path, pooling)
+    assert model.config.id2label == {0: "cat", 1: "dog"} and flags.drop_path_rate is None
+    names = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert names - {"head_norm"} <= trainable and "head" in names
+    if flags.protocol == "partial":
+        blocks = {name.split(".")[2] for name, parameter in model.named_parameters()
+                  if parameter.requires_grad and name.startswith("mae.blocks")}  # fmt: skip
+        assert blocks == {"1"}
+
+
+def test_classifier_of_several_labels_has_no_smoothing():
+    flags = ClassificationFlags(from_scratch=True, config_overrides=FIELDS)
+    model, _, recipe = build_classifier(flags, None, SEVERAL)
+    assert recipe.label_smoothing_factor == 0.0 and model.config.problem_type == "multi_label_classification"
+    with pytest.raises(UserError, match="--label_smoothing_factor 0.1"):
+        build_classifier(
+            ClassificationFlags(from_scratch=True, config_overrides=FIELDS, label_smoothing_factor=0.1), None, SEVERAL
+        )
+
+
+def test_classifier_needs_a_checkpoint_or_from_scratch():
+    with pytest.raises(UserError, match="--model_name_or_path .*--from_scratch"):
         build_classifier(ClassificationFlags(), None, LABELS)
 
 
-def test_label_smoothing_of_several_labels_is_refused():
-    several = Labels(np.eye(3, dtype=np.uint8), ["a", "b", "c"])
-    flags = ClassificationFlags(from_scratch=True, config_overrides=SMALL, label_smoothing_factor=0.1)
-    with pytest.raises(UserError, match="--label_smoothing_factor 0.1"):
-        build_classifier(flags, None, several)
+# Statistics and encoders
 
 
-def test_statistics_are_measured_or_required(image_folder):
-    source = open_folder(str(image_folder), "--train_dir")
-    flags = recipe(image_mean=["auto"], lanes=4)
-    model, _ = build_model(flags, None)
-    note = choose_statistics(model, source, flags, RunArguments())
-    assert "Measured on 60 images" in note and len(model.config.image_mean) == 3
-    assert all(0 < value < 1 for value in (*model.config.image_mean, *model.config.image_std))
-    flags = recipe(config_overrides=f"{SMALL},num_channels=4")
-    with pytest.raises(UserError, match="--image_mean auto"):
-        choose_statistics(build_model(flags, None)[0], source, flags, RunArguments())
+def test_images_of_other_channels_need_statistics():
+    model = SimpleNamespace(config=tiny_config(num_channels=5))
+    with pytest.raises(UserError, match="^Images of 5 channels have no default mean and std"):
+        choose_statistics(model, None, PreTrainingRecipe(), RunArguments())
+    model = SimpleNamespace(config=tiny_config())
+    assert choose_statistics(model, None, PreTrainingRecipe(), RunArguments()) is None
 
 
-@pytest.mark.parametrize("layer, is_one", [(0, True), (2, True), (-2, True), (3, False), (-3, False)])
-def test_layer_must_be_one_of_the_encoder(layer, is_one, tmp_path):
-    tiny_model(pooling="mean").save_pretrained(tmp_path)
-    arguments = FeatureArguments(model_name_or_path=str(tmp_path), layer=layer)
-    if is_one:
-        encoder, _ = load_encoder(arguments, Accelerator(cpu=True))
-        assert not encoder.training and arguments.pooling == "mean"  # the model's own
-    else:
-        with pytest.raises(UserError, match=f"--layer {layer} must be from 0 to 2"):
-            load_encoder(arguments, Accelerator(cpu=True))
+def test_encoder_has_its_own_pooling_unless_a_flag_says(checkpoint):
+    accelerator = Accelerator(cpu=True)
+    arguments = FeatureArguments(model_name_or_path=checkpoint, image_size=[64])
+    encoder, _ = load_encoder(arguments, accelerator)
+    own = json.loads((Path(checkpoint) / "config.json").read_text())["pooling"]
+    assert arguments.pooling == own and encoder.config.image_size == 64 and not encoder.training
+    arguments = FeatureArguments(model_name_or_path=checkpoint, pooling="mean")
+    load_encoder(arguments, accelerator)
+    assert arguments.pooling == "mean"
+
+
+@pytest.mark.parametrize("layer", [3, -3])
+def test_layer_that_the_encoder_lacks_is_refused(checkpoint, layer):
+    with pytest.raises(UserError, match=f"^--layer {layer} must be from 0 to 2 or from -2 to -1"):
+        load_encoder(FeatureArguments(model_name_or_path=checkpoint, layer=layer), Accelerator(cpu=True))
