@@ -2,9 +2,9 @@
 Write the features of images, one row per image: file, row, label if there are labels, and a vector.
 
     python examples/extract_features.py --model_name_or_path outputs/run_mae --train_dir my_images --output f.parquet
-    ... --pooling mean --layer 8                    the mean of the patch tokens after block 8
-    ... --dataset_name my_parquet --split held_out  the validation or test split
-    ... --output features.safetensors               tensors `features`, `rows` and `labels`
+    ... --pooling mean --layer 8                      the mean of the patch tokens after block 8
+    ... --dataset_name my_parquet --split validation  the validation images
+    ... --output features.safetensors                 tensors `features`, `rows` and `labels`
 
 The same images and model give the same file. Several processes (`accelerate launch`) share the work.
 """
@@ -31,9 +31,9 @@ class OutputArguments(Arguments):
     )
     split: str = flag(
         "train",
-        "Images to use: train, or held_out for the validation images.",
+        "Images to use: train, or validation.",
         group=EVALUATION,
-        rule=one_of("train", "held_out"),
+        rule=one_of("train", "validation"),
     )
 
 
@@ -67,9 +67,9 @@ def main() -> None:
     encoder, report = load_encoder(arguments, accelerator)
     logger.info(report)
     sources = open_splits(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
-    source = sources[output.split == "held_out"]
+    source = sources[output.split == "validation"]
     if source is None:
-        raise UserError("--split held_out: the data has no validation images.")
+        raise UserError("--split validation: the data has no validation images.")
     labels = None
     try:
         labels = read_labels(source, f"--split {output.split}", arguments.label_column_name)

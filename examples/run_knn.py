@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from mae.arguments.flags import EVALUATION, flag
+from mae.arguments.flags import EVALUATION, POSITIVE, Arguments, flag
 from mae.arguments.model import FeatureArguments
 from mae.cli.data import open_labelled_splits
 from mae.cli.model import load_encoder
@@ -32,18 +32,19 @@ logger = logging.getLogger("mae.examples")
 
 
 @dataclass
-class KNNArguments:
+class KNNArguments(Arguments):
     num_neighbours: list[int] = flag([NUM_NEIGHBOURS], "Numbers of neighbours that vote.", group=EVALUATION)
-    temperature: float = flag(0.07, "A neighbour's vote has the weight exp(cosine / temperature).", group=EVALUATION)
+    temperature: float = flag(
+        0.07, "A neighbour's vote has the weight exp(cosine / temperature).", group=EVALUATION, rule=POSITIVE
+    )
     output_file: str | None = flag(
         None, "JSON file for the results.", group=EVALUATION, default_words="none", is_path=True
     )
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         if min(self.num_neighbours) < 1:
             raise UserError(f"--num_neighbours {min(self.num_neighbours)} must be at least 1.")
-        if not self.temperature > 0:
-            raise UserError(f"--temperature {self.temperature} must be positive.")
 
 
 def main() -> None:

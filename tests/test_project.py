@@ -174,3 +174,18 @@ def test_recipes(recipe):
     stated = re.search(r"base_learning_rate: .*times ([\d,]+) / 256", text)
     if flags.learning_rate is None and recipe.stem != "emoji":
         assert batch == int(stated[1].replace(",", ""))
+
+
+# Modules without a test file of their own.
+TESTED_ELSEWHERE = {
+    "evaluation/evaluator.py": "a protocol and two dataclasses: tests/training/test_evaluations.py",
+    "training/task.py": "a protocol: tests/training/test_pretraining.py and test_classification.py",
+}
+
+
+def test_every_module_and_script_has_its_tests():
+    modules = {path.relative_to(ROOT / "mae").as_posix() for path in (ROOT / "mae").glob("*/*.py")}
+    modules = {name for name in modules if not name.endswith("__init__.py")}
+    modules |= {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
+    tested = {name for name in modules if (ROOT / "tests" / Path(name).parent / f"test_{Path(name).name}").exists()}
+    assert modules - tested == TESTED_ELSEWHERE.keys()

@@ -17,7 +17,7 @@ def test_other_channels_need_a_choice(tmp_path):
         load_checkpoint(tmp_path, num_channels=1, inflate_channels="max")
     with pytest.raises(UserError, match="nothing to do"):
         load_checkpoint(tmp_path, inflate_channels="mean")
-    # Patch projections that are made anew need no inflation.
+    # Patch projections that are newly initialised need no inflation.
     model, report = load_checkpoint(tmp_path, num_channels=1, patch_size=4)
     assert model.config.image_mean is None and "inflated" not in str(report)
     assert "newly initialised: mae.patch_embed (2 tensors); decoder.pred (2 tensors)" in str(report)

@@ -86,14 +86,14 @@ def test_revisions_and_fingerprints(tmp_path, emoji_bytes):
 
 
 def test_pre_training_from_the_hub(tmp_path, emoji_bytes, hub: Hub):
-    """The revision is told and recorded; a data set that has changed is noticed, and the old one can be named."""
+    """The revision is shown and recorded; a changed data set is noticed, and the old one can be named."""
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:40], 8)
     sha = upload("growing", path.parent)
     arguments = ["--dataset_name", "me/growing", *TINY, "--max_steps", 2, "--output_dir", tmp_path / "run"]
     hub.fault("GET", "/cdn/", delay=0.2, times=10**9)
     done = start(*arguments)
     assert done.returncode == 0, done.stderr
-    assert metrics(tmp_path / "run")[0]["data_wait"] > 0.2  # the first windows are waited for, and that is told
+    assert metrics(tmp_path / "run")[0]["data_wait"] > 0.2  # the wait for the first windows is logged
     hub.faults.clear()
     assert f"Data: --dataset_name me/growing --dataset_revision {sha}\n" in done.stdout
     assert json.loads((tmp_path / "run" / "train_results.json").read_text())["dataset_revision"] == sha

@@ -33,7 +33,7 @@ def test_fingerprint_follows_the_content_not_the_place(tmp_path, emoji_bytes):
 
 
 def test_row_groups_without_bytes(tmp_path, emoji_bytes):
-    """A row that names a file in the place of its bytes, and one that names nothing."""
+    """A row that names a file instead of its bytes, and one that names nothing."""
     (tmp_path / "beside.png").write_bytes(emoji_bytes[0])
     rows = [{"bytes": data, "path": None} for data in emoji_bytes[:40]]
     rows[35] = {"bytes": None, "path": str(tmp_path / "beside.png")}

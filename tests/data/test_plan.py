@@ -31,7 +31,7 @@ def test_windows_are_handed_over_in_the_order_in_which_they_were_added():
 
 
 def test_segments_of_a_key_are_read_one_after_the_other():
-    """Two windows of a lane that share a group: one thread goes on where the other stopped."""
+    """Two windows of a lane that share a group: one thread continues after the other."""
     plan = ReadingPlan(8, 100)
     plan.add(window(0, 0, ((5, 0, 2),)))
     plan.add(window(0, 2, ((5, 2, 2),)))

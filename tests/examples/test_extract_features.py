@@ -23,7 +23,7 @@ def pretrained(tmp_path_factory):
 
 
 def test_features_are_those_of_transformers(pretrained, tmp_path):
-    common = ["--model_name_or_path", pretrained, "--split", "held_out"]
+    common = ["--model_name_or_path", pretrained, "--split", "validation"]
     done = start(*common, "--output", tmp_path / "f.parquet", script=EXTRACT)
     assert done.returncode == 0 and "190 vectors of 24" in done.stdout, done.stderr
     rows = rows_of("test")

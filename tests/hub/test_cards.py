@@ -1,4 +1,4 @@
-"""Model cards: their facts are true, their code runs, and an edited card is told from a generated one."""
+"""Model cards: their facts are true, their code runs, and an edited card differs from a generated one."""
 
 import re
 

@@ -89,7 +89,7 @@ def test_data_set_by_ranges(api, tmp_path, emoji_bytes, hub: Hub):
 def test_faults(api, tmp_path, hub: Hub):
     upload(api, "me/faults", {"w.safetensors": bytes(1000)})
     hub.fault("GET", r"/cdn/", drop_after=300)
-    path = hf_hub_download("me/faults", "w.safetensors", cache_dir=tmp_path)  # the client goes on from byte 300
+    path = hf_hub_download("me/faults", "w.safetensors", cache_dir=tmp_path)  # the client continues at byte 300
     assert open(path, "rb").read() == bytes(1000)
     hub.fault("POST", r"/commit/", status=403)
     with pytest.raises(HfHubHTTPError, match="403"):

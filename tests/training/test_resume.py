@@ -1,4 +1,4 @@
-"""Runs that are stopped, by kills, signals, bad gradients or faults, and what goes on from them."""
+"""Runs that are stopped, by kills, signals, bad gradients or faults, and how they resume."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, processes):
     arguments = ["--output_dir", output_dir, *arguments]
     done = start(*arguments) if processes == 1 else run(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr
-    # It went on, and did not start anew: what was logged up to the checkpoint, timings too, is still there.
+    # It resumed, and did not start over: what was logged up to the checkpoint, timings too, is still there.
     assert int(re.search(r"Resuming after step (\d+)", done.stdout)[1]) >= 100
     assert metrics(output_dir)[:40] == before[:40]
     assert_same_run(output_dir, expected)
@@ -188,7 +188,7 @@ def test_stop_while_data_does_not_come_saves_the_whole_steps(data, tmp_path, mon
 
 
 def test_stop_while_one_rank_waits_for_data_saves_on_both(image_folder, tmp_path):
-    """The other waits for it, and they save together; a pipe in the place of an image is what does not come."""
+    """The other waits for it, and they save together; the image that never comes is a pipe."""
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     arguments = ["--train_dir", folder, *TINY, "--max_steps", 100, "--save_steps", 1000, "--dataloader_num_workers", 0]
@@ -216,7 +216,7 @@ def test_stop_while_one_rank_waits_for_data_saves_on_both(image_folder, tmp_path
 
 
 def test_stop_during_an_evaluation_saves_and_evaluates_again_on_resume(whole, tmp_path, monkeypatch):
-    """What was trained is saved, and they are looked at when the run goes on."""
+    """What was trained is saved, and the evaluation runs after the resume."""
     expected, arguments = whole[1]
     evaluate = ReconstructionEvaluator.__call__
 
@@ -310,7 +310,7 @@ def test_gradient_that_is_not_finite_stops_with_the_weights_before_it(data, tmp_
     debugging = tmp_path / "run" / f"nonfinite-{step - 1}"
     state = json.loads((debugging / "trainer_state.json").read_text())
     assert state["step"] == step - 1 and len(state["samples"]) == 8 and state["samples"][0][0].startswith("train-0000")
-    # The weights are those of the last checkpoint, which a start again goes on from, to the same end.
+    # The weights are those of the last checkpoint; the same command resumes from it, to the same end.
     weights = [
         load_file(path / "model.safetensors") for path in (debugging, debugging.with_name(f"checkpoint-{step - 1}"))
     ]
