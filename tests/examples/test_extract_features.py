@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.support.classification import SIZES
 from tests.support.data import ROOT
 from tests.support.features import features_of, rows_of, save_encoder
 from tests.support.runs import run, start
-from tests.training.test_classification import SIZES
 
 
 EXTRACT = ROOT / "examples" / "extract_features.py"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.classification import SIZES
 from tests.support.data import ROOT
 from tests.support.features import features_of, plain_knn, rows_of, save_encoder
 from tests.support.runs import start
-from tests.training.test_classification import SIZES
 
 
 KNN = ROOT / "examples" / "run_knn.py"
