@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTMAEForPreTraining
+from torchvision.transforms import v2
+from transformers import AutoImageProcessor, ViTMAEForPreTraining
 
 from configuration_mae import MAEConfig
 from mae.conversion.saving import save_checkpoint
@@ -18,7 +19,7 @@ from mae.evaluation.reconstruction import load_images
 from modeling_mae import MAEForPreTraining
 from tests.support.data import write_parquet
 from tests.support.runs import exact, metrics, metrics_of, start, train
-from tests.support.samples import CONFIG
+from tests.support.samples import CONFIG, BrokenSource, encode
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +126,18 @@ def test_images_come_from_many_groups(parquet_folder):
     images = load_images(source, config, count=14)
     assert sorted(read) == list(range(7))  # two of each
     assert len({bytes(image.numpy()) for image in images}) >= 13  # some emoji are alike
+
+
+@pytest.mark.parametrize("size", [(97, 61), (61, 97), (40, 40)])
+def test_images_are_prepared_by_the_saved_image_processor(size, tmp_path):
+    """A checkerboard of single pixels, which each way of resizing turns into other pixels."""
+    width, height = size
+    board = (np.indices((height, width)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    picture = Image.fromarray(np.stack([board, 255 - board, board // 2], axis=2))
+    MAEForPreTraining(CONFIG).save_pretrained(tmp_path)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    expected = processor(picture, return_tensors="pt").pixel_values
+    found = load_images(BrokenSource([encode(picture, "PNG")]), CONFIG, count=1)
+    torch.testing.assert_close(normalize(found, CONFIG), expected, rtol=0, atol=1e-6)
+    resized = v2.functional.resize(torch.from_numpy(np.array(picture)).permute(2, 0, 1), [32, 32], antialias=True)
+    assert not torch.equal(found[0], resized)  # the whole image, squeezed, is what evaluation had before

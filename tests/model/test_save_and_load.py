@@ -1,6 +1,7 @@
 """Saving and loading: complete directories, every Auto class with and without the package, other image sizes."""
 
 import filecmp
+import inspect
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    PreTrainedModel,
     ViTImageProcessor,
 )
 
@@ -440,3 +443,32 @@ def test_resave_keeps_mean_and_std(tmp_path):
     MAEModel.from_pretrained(tmp_path / "a").save_pretrained(tmp_path / "b")
     processor = AutoImageProcessor.from_pretrained(tmp_path / "b")
     assert list(processor.image_mean) == [0.1, 0.2, 0.3] and list(processor.image_std) == [0.5] * 3
+
+
+def test_arguments_of_saving_have_the_order_of_transformers(tmp_path):
+    names = list(inspect.signature(MAEModel.save_pretrained).parameters)[:-1]
+    assert names == list(inspect.signature(PreTrainedModel.save_pretrained).parameters)[: len(names)]
+    model = MAEModel(MAEConfig.from_size("tiny", image_size=32, patch_size=8))
+    doubled = {name: 2 * value for name, value in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "model", True, doubled)
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert torch.equal(saved["patch_embed.proj.weight"], doubled["patch_embed.proj.weight"])
+    assert saved.keys() == doubled.keys()  # transformers empties the dictionary that it is handed
+    model.save_pretrained(tmp_path / "other", False)
+    assert not list(tmp_path.glob("other/*"))
+
+
+def test_saving_with_a_push_uploads_what_is_saved(tmp_path, hub):
+    model = MAEModel(MAEConfig.from_size("tiny", image_size=32, patch_size=8))
+    model.save_pretrained(tmp_path / "pushed", True, None, True, variant="fp16", repo_id="me/variant", private=True)
+    files = set(HfApi().list_repo_files("me/variant"))
+    assert {"config.json", "model.fp16.safetensors", "modeling_mae.py", "preprocessor_config.json"} <= files
+    assert "model.safetensors" not in files and HfApi().repo_info("me/variant").private
+    found = MAEModel.from_pretrained("me/variant", variant="fp16")
+    assert torch.equal(found.patch_embed.proj.weight, model.patch_embed.proj.weight)
+
+
+def test_unknown_argument_of_a_push_is_refused():
+    model = MAEModel(MAEConfig.from_size("tiny", image_size=32, patch_size=8))
+    with pytest.raises(TypeError, match="unexpected arguments: variant"):
+        model.push_to_hub("me/refused", variant="fp16")

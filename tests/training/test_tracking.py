@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from mae.training.tracking import project_name
 from tests.support.runs import exact, metrics, metrics_of, train
 
 
@@ -55,3 +56,22 @@ def test_other_trackers_write_their_files(data, tmp_path, tracker, monkeypatch):
     train(tmp_path / "run", *data, "--max_steps", 4, "--report_to", tracker)
     folder = tmp_path / ("run/logs/wandb" if tracker == "wandb" else "trackio")
     assert any(path.stat().st_size > 1000 for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    "trackers, variables, name",
+    [
+        (["wandb"], {"WANDB_PROJECT": "cells"}, "cells"),
+        (["trackio"], {"TRACKIO_PROJECT": "cells"}, "cells"),
+        (["trackio"], {"WANDB_PROJECT": "cells"}, "mae"),
+        (["tensorboard"], {"WANDB_PROJECT": "cells"}, "mae"),
+        (["wandb"], {"WANDB_PROJECT": ""}, "mae"),
+        (["wandb"], {}, "mae"),
+    ],
+)
+def test_project_is_that_of_the_tracker_s_variable(trackers, variables, name, monkeypatch):
+    for variable in ("WANDB_PROJECT", "TRACKIO_PROJECT"):
+        monkeypatch.delenv(variable, raising=False)
+    for variable, value in variables.items():
+        monkeypatch.setenv(variable, value)
+    assert project_name(trackers) == name

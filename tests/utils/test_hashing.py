@@ -48,3 +48,15 @@ def test_hash_of_weights_sees_each_name_and_each_bit():
     renamed = nn.ParameterDict({"weights": model.weight, "bias": model.bias})
     assert hash_weights(renamed) != hash_weights(model)
     assert hash_weights(model.bfloat16()) != first
+
+
+def test_hashes_and_permutations_of_earlier_versions_stay():
+    """Stored runs and caches are known by them."""
+    assert hash_key("a", 1, b"x").hex() == "f36b4f1e90151cd4"
+    assert hash_key("a", 1, b"x", size=16).hex() == "6929e45911b671263dc7748edcb04680"
+    assert permutation(10, "epoch", 0, 3).tolist() == [9, 8, 0, 3, 1, 4, 6, 5, 7, 2]
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(6.0).view(2, 3) / 8)
+        model.bias.fill_(-1)
+    assert hash_weights(model) == "d435d5d758a8e220" and hash_weights(model.bfloat16()) == "30cfe7c881977f29"
