@@ -15,13 +15,15 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from configuration_mae import MAEConfig, to_pair, to_size
+from mae.arguments.flags import HEIGHT_AND_WIDTH, MODEL, REQUIRED, Arguments, flag
 from mae.arguments.overrides import parse_overrides
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
@@ -38,67 +40,56 @@ from mae.utils.files import PROCESSOR_FILE, UNFINISHED, write_json
 from modeling_mae import MAEPreTrainedModel
 
 
+# Chapters of --help.
+_files = partial(flag, group="files")
+_model = partial(flag, group=MODEL)
+
+
 @dataclass
-class ConversionArguments:
-    input: str = field(
-        metadata={"help": "A file (.pth, .pt, .bin, .ckpt, .safetensors), a directory or a model on the Hub."}
+class ConversionArguments(Arguments):
+    input: str = _files(
+        REQUIRED, "A file (.pth, .pt, .bin, .ckpt, .safetensors), a directory or a model on the Hub.", is_path=True
     )
-    output: str = field(metadata={"help": "Directory to write. It must not exist, or be empty."})
-    from_layout: str = field(
-        default="auto",
-        metadata={"aliases": ["--from"], "help": f"Layout of the input: auto, {', '.join(LAYOUTS)} (default: auto)."},
+    output: str = _files(REQUIRED, "Directory to write. It must not exist, or be empty.", is_path=True)
+    from_layout: str = _files("auto", f"Layout of the input: auto, {', '.join(LAYOUTS)}.", aliases=("--from",))
+    to_layout: str = _files("mae", f"Layout of the output: {', '.join(LAYOUTS)}.", aliases=("--to",))
+    state_key: str | None = _files(
+        None,
+        "Entry of a torch file that holds the weights, such as teacher.",
+        default_words="model or state_dict, or the only one",
     )
-    to_layout: str = field(
-        default="mae",
-        metadata={"aliases": ["--to"], "help": f"Layout of the output: {', '.join(LAYOUTS)} (default: mae)."},
+    prefix: str | None = _files(
+        None,
+        "Prefix of the weights' names, such as backbone; tensors without it are left out.",
+        default_words="the prefix that all names have in common",
     )
-    state_key: str | None = field(
-        default=None,
-        metadata={
-            "help": "Entry of a torch file that holds the weights, such as teacher (default: model or state_dict, or "
-            "the only one)."
-        },
+    model_revision: str | None = _files(None, "Branch, tag or commit of a model on the Hub.", default_words="main")
+    allow_pickle: bool = _files(
+        False, "Read the pickle of a model on the Hub that has no safetensors. No code in the pickle is run."
     )
-    prefix: str | None = field(
-        default=None,
-        metadata={
-            "help": "Prefix of the weights' names, such as backbone; tensors without it are left out (default: the "
-            "prefix that all names have in common)."
-        },
+    config_overrides: str | None = _model(
+        None,
+        "Fields of the configuration that the input does not state, or that you change, for example "
+        "num_attention_heads=3,decoder_num_attention_heads=4,norm_pix_loss=true.",
+        default_words="none",
     )
-    model_revision: str | None = field(
-        default=None, metadata={"help": "Branch, tag or commit of a model on the Hub (default: main)."}
+    image_size: list[int] | None = _model(
+        None,
+        "Image size in pixels: one side, or height and width. Positions are resampled.",
+        default_words="the input's",
+        rule=HEIGHT_AND_WIDTH,
     )
-    allow_pickle: bool = field(
-        default=False,
-        metadata={"help": "Read the pickle of a model on the Hub that has no safetensors. No code in it is run."},
-    )
-    config_overrides: str | None = field(
-        default=None,
-        metadata={
-            "help": "Settings that the input does not state, or that you change, such as num_attention_heads=3,"
-            "decoder_num_attention_heads=4,norm_pix_loss=true (default: none)."
-        },
-    )
-    image_size: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Image size in pixels: one side, or height and width. Positions are resampled (default: the input "
-            "size)."
-        },
-    )
-    inflate_channels: str | None = field(
-        default=None,
-        metadata={"help": "How the input gets another num_channels: mean of its channels, or repeat (default: none)."},
+    inflate_channels: str | None = _model(
+        None,
+        "How the input gets another num_channels: mean of its channels, or repeat them.",
+        default_words="not at all",
     )
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        super().check()
         for name, layout in (("from", self.from_layout), ("to", self.to_layout)):
             if layout not in LAYOUTS and (name, layout) != ("from", "auto"):
                 raise UserError(f"--{name} {layout} is unknown: choose one of {', '.join(LAYOUTS)}.")
-        if self.image_size is not None and len(self.image_size) not in (1, 2):
-            sides = " ".join(map(str, self.image_size))
-            raise UserError(f"--image_size {sides} must be one side, or height and width.")
 
 
 def main() -> None:
