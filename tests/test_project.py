@@ -148,7 +148,7 @@ def test_readme_commands_in_a_fresh_clone(tmp_path, ending):
 
 
 @pytest.mark.parametrize("recipe", sorted((ROOT / "examples" / "recipes").iterdir()), ids=lambda path: path.stem)
-def test_recipes(recipe):
+def test_recipe_says_what_it_needs_and_its_flags_are_valid(recipe):
     """Each says how it is launched, on what, for how long and to what end; and its flags and its model are valid."""
     text = recipe.read_text()
     command = re.search(r"accelerate launch (.*?)\n#\n", text, re.DOTALL)[1].replace("#", "").replace("\\\n", "")

@@ -27,7 +27,7 @@ from tests.support.samples import (
     ("mode", "format", "tolerance"),
     [("RGB", "PNG", 0), ("RGB", "JPEG", 12), ("RGB", "WEBP", 12), ("RGB", "BMP", 0), ("CMYK", "JPEG", 14)],
 )
-def test_decode_formats(mode, format, tolerance):
+def test_each_format_and_mode_becomes_rgb(mode, format, tolerance):
     image = decode_image(encode(picture(mode), format, **({"quality": 98} if format != "PNG" else {})))
     expected = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
     assert image.shape == (3, 24, 40) and image.dtype == torch.uint8
@@ -141,7 +141,7 @@ def test_large_jpegs_are_decoded_at_a_fraction(orientation, monkeypatch):
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 13])
-def test_arrays(channels):
+def test_array_files_of_any_type_become_8_bits(channels):
     """npy files of 8 and 16 bits and of floats, with the channels first or last."""
     generator = np.random.default_rng(0)
     eight = generator.integers(0, 256, (24, 40, channels), dtype=np.uint8)

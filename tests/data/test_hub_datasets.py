@@ -166,7 +166,7 @@ def test_other_formats_are_downloaded(parquet_on_the_hub, files_on_the_hub, tmp_
     assert len({source.fingerprint for source in (source, files, parquet, held_out)}) == 4
 
 
-def test_offline(parquet_on_the_hub, tmp_path):
+def test_offline_reads_what_was_downloaded_and_refuses_a_stream(parquet_on_the_hub, tmp_path):
     """What was downloaded is there; a stream is refused at once."""
     code = """
 import sys
@@ -191,7 +191,7 @@ for streaming in (False, True):
     assert "HF_HUB_OFFLINE is set; a downloaded copy is here, which --no_streaming reads." in done.stdout
 
 
-def test_configurations(tmp_path, emoji_bytes):
+def test_configuration_of_a_dataset_is_chosen_by_its_flag(tmp_path, emoji_bytes):
     card = "---\nconfigs:\n"
     for name, count in (("small", 20), ("large", 40)):
         write_parquet(tmp_path / name / "train.parquet", emoji_bytes[:count], 8)
@@ -313,7 +313,7 @@ def test_the_hub_is_busy_when_the_data_is_opened(parquet_on_the_hub, hub: Hub, c
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_what_does_not_pass_is_told_at_once(status, parquet_on_the_hub, hub: Hub, capsys):
+def test_permanent_error_is_reported_at_once(status, parquet_on_the_hub, hub: Hub, capsys):
     name, _ = parquet_on_the_hub
     hub.fault("GET", r"/api/datasets/me/emoji", status=status, times=99)
     with pytest.raises(UserError, match="hf auth login|ask for access|cannot be accessed"):
@@ -357,7 +357,7 @@ class FlakySource(BrokenSource):
             yield self.images[row]
 
 
-def test_a_broken_connection_goes_on_at_the_same_row(emoji_bytes, capsys):
+def test_broken_connection_continues_at_the_same_row(emoji_bytes, capsys):
     images = emoji_bytes[:32]
     faults = {0: ConnectionError("reset"), 5: TimeoutError("timed out"), 6: ConnectionError("reset")}
     source = FlakySource(images, faults)
@@ -400,7 +400,9 @@ def test_a_file_that_is_truncated(tmp_path, emoji_bytes, hub: Hub):
 
 
 @pytest.mark.parametrize("seconds", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_an_outage(seconds, tmp_path, emoji_bytes, hub: Hub, monkeypatch, capsys, request):
+def test_outage_is_waited_for_and_changes_no_sample(
+    seconds, tmp_path, emoji_bytes, hub: Hub, monkeypatch, capsys, request
+):
     """In mid-stream; the long one is longer than the clients' own patience, which is about 25 seconds."""
     monkeypatch.setattr(retries, "FIRST_DELAY", 0.5)
     if seconds < 25:

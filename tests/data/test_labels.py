@@ -58,7 +58,7 @@ NAMES = ["cat", "cow", "dog"]
         ([["dog", "cat"], [], ["cow"], ["dog"], ["cat"]], List(Value("string")), NAMES, "101 000 010 001 100"),
     ],
 )
-def test_columns(column, feature, names, expected, streaming, tmp_path):
+def test_labels_of_a_column_by_its_type(column, feature, names, expected, streaming, tmp_path):
     source = write(tmp_path / "train.parquet", column, feature)
     if not streaming:
         source = open_dataset(str(tmp_path / "train.parquet"), streaming=False)[0]
@@ -71,7 +71,7 @@ def test_columns(column, feature, names, expected, streaming, tmp_path):
     assert labels.values.tolist() == expected
 
 
-def test_class_folders(tmp_path, emoji_bytes):
+def test_labels_are_the_names_of_class_folders(tmp_path, emoji_bytes):
     for name in ("b/1.png", "a/deep/2.png", "b/3.PNG"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(emoji_bytes[0])

@@ -24,7 +24,7 @@ def test_normalize_and_back():
     assert torch.equal(normalize(four, plain), four / 255)
 
 
-def test_measured_statistics(tmp_path):
+def test_measured_statistics_are_those_of_numpy(tmp_path):
     """Against numpy over the same images, which are so large that a crop does not matter; one is unreadable."""
     generator = np.random.default_rng(0)
     colours = generator.integers(0, 256, (24, 3), dtype=np.uint8)

@@ -11,7 +11,7 @@ from mae.utils.errors import UserError
 from tests.support.data import EMOJI, write_parquet
 
 
-def test_embedded_data():
+def test_embedded_data_is_whole_and_small():
     train, test = open_dataset(str(EMOJI))
     assert sum(train.group_sizes) == 1716 and sum(test.group_sizes) == 190
     assert len(train.group_sizes) > 8
@@ -28,7 +28,7 @@ def test_parquet_by_file_and_pattern(parquet_folder):
     assert sum(one.group_sizes) == 50 and one.fingerprint != whole.fingerprint
 
 
-def test_image_columns(tmp_path, emoji_bytes):
+def test_column_of_images_is_found_or_named(tmp_path, emoji_bytes):
     path = write_parquet(tmp_path / "photo.parquet", emoji_bytes[:8], 4, column="photo")
     assert open_dataset(str(path))[0].column == "photo"
 
@@ -54,7 +54,7 @@ def test_image_columns(tmp_path, emoji_bytes):
     assert open_dataset(str(both), image_column_name="right")[0].column == "right"
 
 
-def test_bad_parquet(tmp_path, emoji_bytes):
+def test_damaged_or_missing_file_is_named(tmp_path, emoji_bytes):
     path = write_parquet(tmp_path / "data.parquet", emoji_bytes[:8], 4)
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="data.parquet"):
@@ -68,7 +68,7 @@ def test_bad_parquet(tmp_path, emoji_bytes):
         open_dataset(str(empty))
 
 
-def test_folder_of_images_as_dataset_is_told_the_flag(image_folder):
+def test_folder_of_images_as_dataset_names_the_right_flag(image_folder):
     with pytest.raises(UserError, match="folder of image files.*--train_dir"):
         open_dataset(str(image_folder))
 

@@ -103,7 +103,7 @@ def test_shuffle_reaches_over_its_window_only():
     assert 10 < distance.mean() < 50 and distance.max() < 50
 
 
-def test_uniform_enough():
+def test_order_is_nearly_uniform():
     """
     Of 100 groups of 10 rows, 8 lanes with windows of 32, over 200 epochs: in which eighth of the epoch a row comes,
     how one epoch's places correlate with the next one's, and how many groups are mixed in a batch of 50.
@@ -135,7 +135,7 @@ def test_randomness_never_changes():
     assert sample_seed(42, 3, 17) == 3602839252817929766
 
 
-def test_seeds_differ():
+def test_each_sample_has_a_seed_of_its_own():
     seeds = {sample_seed(seed, epoch, place) for seed in range(3) for epoch in range(3) for place in range(100)}
     assert len(seeds) == 900 and all(0 <= seed < 2**63 for seed in seeds)
 
@@ -149,7 +149,7 @@ def test_seeds_differ():
         ({"group_sizes": [9], "shuffle_buffer_size": 4}, "--shuffle_buffer_size 4"),
     ],
 )
-def test_errors(arguments, message):
+def test_impossible_order_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         SampleOrder(seed=0, **arguments)
 

@@ -47,7 +47,7 @@ def test_row_groups_without_bytes(tmp_path, emoji_bytes):
     assert sum(len(batch.skipped) for batch in batches(source, stop=40, batch_size=2)) == 1
 
 
-def test_a_very_large_row_group_is_told_of(parquet_folder, monkeypatch):
+def test_very_large_row_group_is_noted(parquet_folder, monkeypatch):
     assert open_dataset(str(parquet_folder))[0].note is None
     monkeypatch.setattr("mae.data.parquet.LARGE_ROW_GROUP", 10_000)
     source, _ = open_dataset(str(parquet_folder))

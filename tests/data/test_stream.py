@@ -36,7 +36,7 @@ def test_workers_do_not_matter(source):
         assert_same(batches(source, workers), expected)
 
 
-def test_any_start(source):
+def test_stream_starts_at_any_batch(source):
     # 90 or 60 rows: positions in the first epoch and in the second; windows of 8, so in mid-window too.
     expected = batches(source)
     for start, workers in ((24, 0), (40, 1), (80, 0)):

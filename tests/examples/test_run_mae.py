@@ -441,7 +441,7 @@ def test_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
     assert done.returncode == 2 and re.search("error: --report_to trackio .*pip install trackio", done.stderr)
 
 
-def test_exit_code(tmp_path):
+def test_mistake_of_a_process_has_exit_code_2_and_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     done = run("--train_dir", "empty", cwd=tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1

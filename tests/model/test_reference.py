@@ -58,7 +58,7 @@ def official_pretraining(name, attention):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("name", PRETRAIN)
-def test_pretraining(name, attention):
+def test_pretraining_outputs_are_those_of_the_official_code(name, attention):
     model, tensors = official_pretraining(name, attention)
     assert model.config._attn_implementation == attention
     outputs = model(tensors["pixel_values"], noise=tensors["noise"])
@@ -73,7 +73,7 @@ def test_pretraining(name, attention):
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("name", PRETRAIN)
-def test_gradients(name, attention):
+def test_gradients_are_those_of_the_official_code(name, attention):
     model, tensors = official_pretraining(name, attention)
     model.train()(tensors["pixel_values"], noise=tensors["noise"]).loss.backward()
     expected = pretraining_names(part(tensors, "grad."))
@@ -125,7 +125,7 @@ def test_positions_of_a_rectangle():
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("name", CLASSIFY)
-def test_classification(name, attention):
+def test_classification_outputs_are_those_of_the_official_code(name, attention):
     tensors, metadata = load(name)
     weights = part(tensors, "model.")
     config = MAEConfig(
@@ -199,7 +199,7 @@ def vitmae_names(weights):
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_vitmae(norm_pix_loss):
+def test_pretraining_outputs_are_those_of_vitmae(norm_pix_loss):
     model = randomise(MAEForPreTraining(small_config(MAEConfig, norm_pix_loss=norm_pix_loss)))
     vitmae = ViTMAEForPreTraining(small_config(ViTMAEConfig, norm_pix_loss=norm_pix_loss)).eval()
     vitmae.load_state_dict(vitmae_names(model.state_dict()))
@@ -212,7 +212,7 @@ def test_vitmae(norm_pix_loss):
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_timm(pooling):
+def test_encoder_outputs_are_those_of_timm(pooling):
     timm = pytest.importorskip("timm")
     model = randomise(MAEModel(small_config(MAEConfig, pooling=pooling)))
     vit = timm.models.VisionTransformer(

@@ -128,7 +128,7 @@ FROZEN = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_directory(kind, saved):
+def test_saved_directory_is_complete(kind, saved):
     directory = saved / kind
     assert sorted(path.name for path in directory.iterdir()) == FILES
     config = json.loads((directory / "config.json").read_text())
@@ -207,7 +207,7 @@ def test_explicit_attention_wins(attention, saved):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_frozen_checkpoints(kind):
+def test_checkpoints_of_earlier_versions_give_the_same_outputs(kind):
     """Every later version must load these to the same outputs."""
     directory = FIXTURES / f"checkpoint_{kind}"
     model, info = AUTO[KINDS[kind][0]].from_pretrained(directory, output_loading_info=True)
@@ -252,7 +252,7 @@ def remote(request, saved, tmp_path_factory):
     return request.param, report, load_file(work / "outputs.safetensors"), result.stderr
 
 
-def test_remote_code(remote, saved):
+def test_code_of_a_checkpoint_works_without_the_package(remote, saved):
     kind, report, outputs, stderr = remote
     assert report["importable"] == []
     assert report["AutoConfig"].startswith("transformers_modules.")
@@ -276,13 +276,13 @@ def test_remote_code(remote, saved):
             close(outputs[name], run(cls.from_pretrained(saved / kind), make_inputs()["images"]))
 
 
-def test_remote_resize(remote, saved):
+def test_code_of_a_checkpoint_resizes_positions(remote, saved):
     kind, _, outputs, _ = remote
     encoder = resized_by_hand(MAEModel, saved / kind, (48, 32))
     close(outputs["resized"], encoder(make_inputs()["larger"]).last_hidden_state)
 
 
-def test_remote_pipelines(remote, saved):
+def test_code_of_a_checkpoint_works_in_pipelines(remote, saved):
     kind, report, outputs, _ = remote
     picture = Image.new("RGB", (40, 50), (200, 30, 90))
     processor = AutoImageProcessor.from_pretrained(saved / kind)
@@ -410,7 +410,7 @@ def test_configuration_without_image_size(tmp_path):
         ),
     ],
 )
-def test_processor(fields, expected, tmp_path):
+def test_image_processor_follows_from_the_configuration(fields, expected, tmp_path):
     config = make_config(**fields)
     MAEModel(config).save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)

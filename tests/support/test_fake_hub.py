@@ -29,7 +29,7 @@ def upload(api, repo_id, files, **kwargs):
     return commit.oid
 
 
-def test_revisions(api, tmp_path):
+def test_each_revision_has_its_files(api, tmp_path):
     first = upload(api, "me/revisions", {"a.txt": b"one", "deep/w.safetensors": b"weights"})
     api.create_tag("me/revisions", tag="v1")
     api.create_branch("me/revisions", branch="dev")
@@ -47,7 +47,7 @@ def test_revisions(api, tmp_path):
         hf_hub_download("me/revisions", "b.txt", cache_dir=tmp_path)
 
 
-def test_rights(api, tmp_path):
+def test_private_repository_is_hidden_from_others(api, tmp_path):
     upload(api, "me/secret", {"a.txt": b"one"}, private=True)
     assert hf_hub_download("me/secret", "a.txt", cache_dir=tmp_path / "mine")
     for token in (False, OTHER_TOKEN):
@@ -86,7 +86,7 @@ def test_data_set_by_ranges(api, tmp_path, emoji_bytes, hub: Hub):
     assert any(request.status == 206 for request in hub.requests)
 
 
-def test_faults(api, tmp_path, hub: Hub):
+def test_faults_reach_the_client(api, tmp_path, hub: Hub):
     upload(api, "me/faults", {"w.safetensors": bytes(1000)})
     hub.fault("GET", r"/cdn/", drop_after=300)
     path = hf_hub_download("me/faults", "w.safetensors", cache_dir=tmp_path)  # the client continues at byte 300

@@ -64,7 +64,7 @@ def test_steps_that_are_not_finite_change_nothing():
     assert torch.equal(weight, run([0, 2], guarded=False)[0]) and guard.fatal_step == 3
 
 
-def test_loss_scale():
+def test_overflow_halves_the_loss_scale_and_changes_no_weight():
     """An overflow halves the scale and changes nothing else; it counts where the scale can fall no further."""
     layer = torch.nn.Linear(4, 1, bias=False)
     optimizer = make_optimizer(NamedLinear(layer), 0.0, (0.9, 0.95))
@@ -148,7 +148,7 @@ def official_lars():
     return vectors, matrix, vector, LARS(groups, lr=0.4, momentum=0.9)
 
 
-def test_official_lars():
+def test_lars_makes_the_steps_of_the_official_code():
     vectors, matrix, vector, optimizer = official_lars()
     for step in range(5):
         matrix.grad, vector.grad = vectors[f"gw{step}"].clone(), vectors[f"gb{step}"].clone()
