@@ -1,9 +1,9 @@
 """Open a folder of image files as a source."""
 
 import importlib.util
+import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import deque
 from pathlib import Path
 
 from mae.data.sources import ImageFileSource, sample_rows
@@ -18,15 +18,15 @@ IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".t
 ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
 # Names of folders that hold a split, and are no classes.
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
-# Folders of operating systems; hidden ones start with a dot.
-_SYSTEM_FOLDERS = {"__MACOSX"}
+# Folders that systems add: archives of macOS, thumbnails of Synology, recycle bins. Hidden ones start with a dot.
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
 def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSource:
     """
     All image files below a folder, at any depth, in any case of the extension.
 
-    Symbolic links to files and folders elsewhere are followed, each target once. Hidden files and folders, and the
+    Symbolic links are followed, each target once. Hidden files and folders, and the
     output directories of runs, hold no images.
 
     Args:
@@ -35,12 +35,17 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
         num_channels: Images with another number of channels than 1 and 3 are arrays.
 
     Raises:
-        UserError: if there is no such folder, or no image in it.
+        UserError: if there is no such folder, if it is the output directory of a run, or if it holds no image.
     """
     root = os.path.expanduser(folder)
     if not os.path.isdir(root):
         problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
         raise UserError(f"{flag} {folder} {problem}.")
+    if is_run(root):
+        raise UserError(
+            f"{flag} {folder} is the output directory of a run, whose pictures are no training images. Use another "
+            "folder for the run or for the images."
+        )
     extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
     listing = _Listing(root, extensions)
     files, index = {}, []
@@ -69,61 +74,97 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
     return ImageFileSource(files, hash_key("folder", tuple(index), *sampled).hex(), note=note)
 
 
-@dataclass
+def is_run(folder: str) -> bool:
+    """Whether a folder is the output directory of a run: other programs may name a file run.json too."""
+    try:
+        identity = json.loads(Path(folder, RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(identity, dict) and {"recipe", "data", "model"} <= set(identity)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _SYSTEM_FOLDERS
+
+
+def _place(name: str) -> list[tuple[bool, str]]:
+    """Sorts names as a listing does: the files of a folder, then its folders."""
+    *folders, file = name.split("/")
+    return [(True, folder) for folder in folders] + [(False, file)]
+
+
 class _Listing:
-    """The images below a folder, and what was left out."""
+    """
+    The images below a folder, and what was left out.
 
-    root: str
-    extensions: set[str]
-    broken_links: list[str] = field(default_factory=list)
-    num_hidden: int = 0
-    runs: list[str] = field(default_factory=list)
+    Links are followed after all real files and folders are listed, and only to targets that are not listed yet. A
+    target inside the root may be one that is not listed by itself, in a hidden folder of git-annex or DVC for example.
+    """
 
-    def __post_init__(self) -> None:
-        self._real_root = os.path.realpath(self.root)
-        self._seen: set[str] = set()  # real paths outside the root
+    def __init__(self, root: str, extensions: set[str]):
+        self.root = root
+        self.extensions = extensions
+        self.num_hidden = 0
+        self.broken_links: list[str] = []
+        self.unreadable: list[str] = []
+        self.runs: list[str] = []
+        self._links: deque[str] = deque()
+        self._folders: set[str] = set()  # real paths of those that were listed
 
-    def walk(self, directory: str | None = None) -> Iterator[str]:
+    def walk(self) -> list[str]:
         """Paths of images: those of a folder by name, then those of its folders by name."""
-        directory = self.root if directory is None else directory
-        with os.scandir(directory) as entries:
-            entries = sorted(entries, key=lambda entry: entry.name)
-        folders = []
-        for entry in entries:
-            if entry.is_dir():
-                folders.append(entry)
-            elif os.path.splitext(entry.name)[1].lower() in self.extensions and self._is_new(entry):
-                if entry.name.startswith("."):
-                    self.num_hidden += 1
-                else:
-                    yield entry.path
-        for entry in folders:
-            if entry.name.startswith(".") or entry.name in _SYSTEM_FOLDERS:
-                continue
-            if os.path.exists(os.path.join(entry.path, RUN_FILE)):
-                self.runs.append(entry.path)
-            elif self._is_new(entry):
-                yield from self.walk(entry.path)
+        paths = self._list(self.root)
+        if not self._links:
+            return paths
+        targets = {os.path.realpath(path) for path in paths}
+        while self._links:
+            link = self._links.popleft()
+            for path in self._list(link) if os.path.isdir(link) else [link]:
+                target = os.path.realpath(path)
+                if target not in targets:
+                    targets.add(target)
+                    paths.append(path)
+        return sorted(paths, key=lambda path: _place(Path(path).relative_to(self.root).as_posix()))
 
-    def _is_new(self, entry: os.DirEntry) -> bool:
-        """Whether an entry is to be read: a link counts if its target exists, lies elsewhere, and is new."""
-        if not entry.is_symlink():
-            return True
-        target = os.path.realpath(entry.path)
-        if not os.path.exists(target):
-            self.broken_links.append(entry.path)
-            return False
-        inside = target == self._real_root or target.startswith(self._real_root + os.sep)
-        if inside or target in self._seen:  # inside the root it is found by itself
-            return False
-        self._seen.add(target)
-        return True
+    def _list(self, top: str) -> list[str]:
+        """Images of a folder and of its folders. Links are kept for later."""
+        paths = []
+        for folder, subfolders, files in os.walk(top, onerror=lambda error: self.unreadable.append(error.filename)):
+            real = os.path.realpath(folder)
+            is_listed = real in self._folders
+            self._folders.add(real)
+            if folder != self.root and not is_listed and is_run(folder):
+                self.runs.append(folder)
+                is_listed = True
+            if is_listed:
+                subfolders.clear()
+                continue
+            for name in sorted(files):
+                self._add(name, os.path.join(folder, name), paths)
+            visible = [name for name in sorted(subfolders) if not _is_hidden(name)]
+            is_link = {name: os.path.islink(os.path.join(folder, name)) for name in visible}
+            self._links.extend(os.path.join(folder, name) for name in visible if is_link[name])
+            subfolders[:] = [name for name in visible if not is_link[name]]
+        return paths
+
+    def _add(self, name: str, path: str, paths: list[str]) -> None:
+        is_image = os.path.splitext(name)[1].lower() in self.extensions
+        if _is_hidden(name):
+            self.num_hidden += is_image
+        elif os.path.islink(path) and not os.path.exists(path):
+            self.broken_links.append(path)  # whatever its name: it may have led to a folder
+        elif is_image:
+            (self._links if os.path.islink(path) else paths).append(path)
 
     def left_out(self) -> list[str]:
         """What was left out, in words."""
         notes = []
         if self.broken_links:
             notes.append(f"{len(self.broken_links)} broken symbolic links are left out ({listed(self.broken_links)})")
+        if self.unreadable:
+            notes.append(
+                f"{len(self.unreadable)} folders that cannot be read are left out ({listed(self.unreadable)})"
+            )
         if self.num_hidden:
             notes.append(f"{self.num_hidden} hidden files are left out")
         if self.runs:

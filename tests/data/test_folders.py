@@ -46,10 +46,12 @@ def test_links_to_elsewhere_are_followed_once(folder, tmp_path):
     elsewhere = folder("1.png", "2.png", root="elsewhere")
     os.symlink(elsewhere, root / "bird")  # a linked class
     os.symlink(elsewhere, root / "bird_again")
-    os.symlink(elsewhere / "1.png", root / "cat" / "2.png")  # its folder is linked too, but not the file itself
-    os.symlink(elsewhere / "1.png", root / "cat" / "3.png")
+    os.symlink(elsewhere / "1.png", root / "cat" / "2.png")  # its folder is linked too
+    alone = folder("3.png", root="alone") / "3.png"
+    os.symlink(alone, root / "cat" / "3.png")
+    os.symlink(alone, root / "cat" / "4.png")
     source = open_folder(str(root), "--train_dir")
-    assert names(source) == ["bird/1.png", "bird/2.png", "cat/1.png", "cat/2.png", "dog/1.png"]
+    assert names(source) == ["bird/1.png", "bird/2.png", "cat/1.png", "cat/3.png", "dog/1.png"]
     assert read_labels(source, "WHAT").names == ["bird", "cat", "dog"] and source.note is None
 
 
@@ -59,6 +61,51 @@ def test_links_into_the_folder_and_loops_add_nothing(folder):
     os.symlink(root / "cat", root / "same")
     os.symlink(root / "cat" / "1.png", root / "cat" / "2.png")
     assert names(open_folder(str(root), "--train_dir")) == ["cat/1.png"]
+
+
+def test_link_to_a_folder_above_lists_nothing_twice(folder):
+    root = folder("above/root/cat/1.png", "above/other/2.png") / "above" / "root"
+    os.symlink("..", root / "up")
+    assert names(open_folder(str(root), "--train_dir")) == ["cat/1.png", "up/other/2.png"]
+
+
+def test_links_into_a_hidden_folder_below_are_followed(folder):
+    root = folder(".git/annex/one", ".git/annex/two")  # as git-annex keeps the contents
+    for name, target in (("cat/1.png", "one"), ("dog/2.png", "two"), ("dog/3.png", "two")):
+        (root / name).parent.mkdir(exist_ok=True)
+        os.symlink(f"../.git/annex/{target}", root / name)
+    source = open_folder(str(root), "--train_dir")
+    assert names(source) == ["cat/1.png", "dog/2.png"] and source.note is None
+
+
+def test_linked_folders_give_the_fingerprint_of_real_ones(folder, tmp_path):
+    real = folder("a/1.png", "b/2.png", "b/deep/3.png", "c/4.png", root="real")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in ("c", "a", "b"):
+        os.symlink(real / name, linked / name)
+    first, second = (open_folder(str(root), "--train_dir") for root in (real, linked))
+    assert names(first) == names(second) and first.fingerprint == second.fingerprint
+
+
+def test_broken_link_of_a_class_folder_is_counted(folder):
+    root = folder("cat/1.png")
+    os.symlink("/nowhere/dogs", root / "dog")
+    assert "1 broken symbolic links" in open_folder(str(root), "--train_dir").note
+
+
+def test_class_folder_with_a_run_json_of_another_program_is_read(folder):
+    root = folder("cat/1.png")
+    (root / "cat" / "run.json").write_text('{"microscope": 3}')
+    source = open_folder(str(root), "--train_dir")
+    assert names(source) == ["cat/1.png"] and source.note is None
+
+
+def test_output_directory_of_a_run_as_train_dir_is_refused(folder):
+    root = folder("loss_curve.png")
+    (root / "run.json").write_text('{"recipe": {}, "data": {}, "model": {}}')
+    with pytest.raises(UserError, match="--train_dir .* is the output directory of a run"):
+        open_folder(str(root), "--train_dir")
 
 
 def test_broken_links_are_counted_in_the_note(folder):
@@ -77,7 +124,7 @@ def test_hidden_and_system_files_are_no_images_and_no_classes(folder):
 def test_output_directory_of_a_run_is_no_image_folder(folder):
     root = folder("1.png", "run/loss_curve.png", "run/reconstructions/step-1.png")
     before = open_folder(str(folder("1.png", root="plain")), "--train_dir").fingerprint
-    (root / "run" / "run.json").write_text("{}")
+    (root / "run" / "run.json").write_text('{"recipe": {}, "data": {}, "model": {}}')
     source = open_folder(str(root), "--train_dir")
     assert names(source) == ["1.png"] and source.fingerprint == before and "output directories" in source.note
 
