@@ -259,6 +259,7 @@ def test_two_processes_evaluate_as_one(flags, tmp_path):
         assert first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["none", "crop"])
 def test_two_processes_report_the_saved_probe(augmentation, flags, labelled, tmp_path):
     """Each has seen other batches; what counts, and is saved, is the first one's statistics of them."""

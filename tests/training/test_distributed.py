@@ -91,6 +91,7 @@ def test_fsdp2_gives_the_numbers_of_one_process(data, tmp_path):
     assert [line["loss"] for line in rest] == pytest.approx([line["loss"] for line in lines[20:]], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_two_machines_resume_the_run_of_one(data, tmp_path):
     """Two launchers that meet by the network resume the run of one; the second does not see its directory."""
     arguments = [*data, "--save_total_limit", 3]
