@@ -71,3 +71,46 @@ def data(parquet_folder) -> list:
     from tests.support.runs import TINY  # imports torch, after the variables above
 
     return ["--dataset_name", parquet_folder, *TINY]
+
+
+# Small classification runs.
+
+
+@pytest.fixture(scope="session")
+def emoji_rows() -> list[dict]:
+    """The held-out emoji with their labels."""
+    return pq.read_table(EMOJI / "test-00000-of-00001.parquet").to_pylist()
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory, emoji_rows) -> Path:
+    """100 training images, and 37 validation images in two row groups."""
+    from tests.support.classification import write_labelled
+
+    folder = tmp_path_factory.mktemp("labelled")
+    write_labelled(folder / "train-00000-of-00001.parquet", emoji_rows[:100])
+    write_labelled(folder / "test-00000-of-00001.parquet", emoji_rows[100:137], row_group_size=20)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory) -> Path:
+    """A pre-training model of random weights, as a saved directory."""
+    import torch
+
+    from configuration_mae import MAEConfig
+    from modeling_mae import MAEForPreTraining
+    from tests.support.classification import SIZES
+
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    torch.manual_seed(0)
+    MAEForPreTraining(MAEConfig(**SIZES)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled_flags(labelled, small_checkpoint) -> list:
+    """The flags of a classification run of 12 steps of 8 images."""
+    from tests.support.classification import SHORT
+
+    return ["--dataset_name", labelled, "--model_name_or_path", small_checkpoint, *SHORT]

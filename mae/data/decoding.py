@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as TF
 
-from mae.utils.errors import first_line
+from mae.utils.errors import UserError, first_line
 
 
 try:
@@ -44,7 +44,7 @@ def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
     def call(*args: Any, **kwargs: Any) -> Result:
         try:
             return function(*args, **kwargs)
-        except (DecodingError, ImportError):  # a missing package is no fault of the image
+        except (DecodingError, UserError):  # a missing package is no fault of the image
             raise
         except Exception as error:
             raise DecodingError(f"{type(error).__name__}: {first_line(error)}") from error
@@ -62,7 +62,7 @@ class EncodedImage:
 
     Raises:
         DecodingError: if it is no image, or beyond Pillow's limit (decompression bombs).
-        ImportError: if the package that reads it is not installed.
+        UserError: if the package that reads it is not installed.
     """
 
     @_explained
@@ -176,10 +176,13 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
         try:
             import tifffile
         except ImportError:
-            raise ImportError(
-                "TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile"
-            ) from None
-        array = tifffile.imread(io.BytesIO(data))
+            raise UserError("TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile") from None
+        try:
+            array = tifffile.imread(io.BytesIO(data))
+        except ValueError as error:
+            if "imagecodecs" in str(error):
+                raise UserError(f"A TIFF file needs another package ({error}): pip install imagecodecs") from None
+            raise
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim == 3 and array.shape[2] != num_channels and array.shape[0] == num_channels:

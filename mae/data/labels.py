@@ -5,6 +5,7 @@ All labels are read before training, so that errors surface at once and splits c
 """
 
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,7 +117,7 @@ def _of_folders(folders: list[str], source: Source, what: str, names: list[str] 
         raise UserError(
             f"{what}: {len(bare):,} images lie in no class folder ({listed(bare)}). Make one folder per class."
         )
-    found = [_class_name(folder) for folder in folders]
+    found = [encodable(folder) for folder in folders]
     if len(set(found)) > 1 and {name.lower() for name in found} <= SPLIT_NAMES:
         raise UserError(
             f"{what} holds the folders {listed(sorted(set(found)))}, which are splits and no classes. Pass one with "
@@ -125,21 +126,25 @@ def _of_folders(folders: list[str], source: Source, what: str, names: list[str] 
     return _numbered(found, names, what)
 
 
-def _class_name(name: str) -> str:
-    """A name as others write it: file systems and editors differ in how they compose accents."""
-    return unicodedata.normalize("NFC", encodable(name))
+def _composed(name: str) -> str:
+    """A name to compare by: file systems and editors differ in how they compose accents."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    """Names without those that another one equals once both are composed."""
+    return list({_composed(name): name for name in reversed(list(names))}.values())[::-1]
 
 
 def _numbered(found: list[str], names: list[str] | None, what: str) -> Labels:
-    """Labels from the names of classes."""
-    own = sorted(set(found))
-    if names is not None:
-        unknown = sorted(set(own) - set(names))
-        if unknown:
-            raise UserError(f"{what} has classes that the training data does not have: {listed(unknown)}.")
+    """Labels from the names of classes, in the order of `names` (default: sorted)."""
+    own = _distinct(sorted(set(found)))
     names = own if names is None else names
-    number = {name: index for index, name in enumerate(names)}
-    return Labels(np.array([number[name] for name in found], dtype=np.int64), names)
+    number = {_composed(name): index for index, name in enumerate(names)}
+    unknown = [name for name in own if _composed(name) not in number]
+    if unknown:
+        raise UserError(f"{what} has classes that the training data does not have: {listed(unknown)}.")
+    return Labels(np.array([number[_composed(name)] for name in found], dtype=np.int64), names)
 
 
 def _of_column(source: Source, what: str, column: str, names: list[str] | None) -> Labels:
@@ -161,16 +166,16 @@ def _of_column(source: Source, what: str, column: str, names: list[str] | None) 
         if too_large.any():
             value = f"{numbers[too_large][0]}, of {len(item.names)} classes"
             _refuse_labels(source, what, column, owners[too_large], value)
-        own = [_class_name(name) for name in item.names]
+        own = [encodable(name) for name in item.names]
         if names is not None and own != names:
             numbers = _numbered([own[number] for number in numbers], names, what).values
         names = names or own
     elif isinstance(item, Value) and (item.dtype in ("string", "large_string", "bool") or _is_whole(item)):
         encoded = pc.dictionary_encode(values)
-        words = [_class_name(str(value)) for value in encoded.dictionary.to_pylist()]
+        words = [encodable(str(value)) for value in encoded.dictionary.to_pylist()]
         if names is None:
             # Whole numbers in their own order, 10 after 9.
-            names = list(dict.fromkeys(_class_name(str(value)) for value in sorted(encoded.dictionary.to_pylist())))
+            names = _distinct(encodable(str(value)) for value in sorted(encoded.dictionary.to_pylist()))
         numbers = _numbered(words, names, what).values[encoded.indices.to_numpy(zero_copy_only=False)]
     else:
         raise UserError(

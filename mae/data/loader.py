@@ -18,7 +18,7 @@ from mae.data.batch import Batch
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.stream import SampleStream
 from mae.utils.distributed import count_cores
-from mae.utils.errors import DataError, first_line
+from mae.utils.errors import DataError, UserError, first_line
 
 
 def ignore_in_workers(worker: int) -> None:
@@ -82,7 +82,7 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     Iterate over a loader's batches. Closing the iterator ends its workers and reading threads.
 
     Raises:
-        DataError: if a worker dies. Any other error keeps its type and its traceback.
+        DataError: if a worker dies. Any other error keeps its type, and its traceback if it is not a `UserError`.
     """
     iterator = iter(loader)
     try:
@@ -95,6 +95,8 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         if not is_worker_failure(error):
             raise
         raise worker_failure(error) from error
+    except UserError as error:  # PyTorch puts a worker's traceback before the message
+        raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
     finally:
         _end_workers(iterator)
 

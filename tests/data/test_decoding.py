@@ -1,6 +1,7 @@
 """Decoding of image files and arrays."""
 
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -13,9 +14,14 @@ from torchvision.transforms.v2 import functional as TF
 from configuration_mae import MAEConfig
 from mae.data.dataset import SampleDataset
 from mae.data.decoding import EncodedImage, decode_image, plain_jpeg_size
+from mae.data.loader import batches, make_loader
+from mae.data.order import SampleOrder
+from mae.data.stream import SampleStream
 from mae.data.transforms import PreTrainingTransform
+from mae.utils.errors import UserError
 from tests.support.samples import (
     CONFIG,
+    BrokenSource,
     encode,
     picture,
     png_of_16_bits,
@@ -199,3 +205,23 @@ def test_jpeg_without_torchvisions_decoder(monkeypatch):
     for jpeg, image in zip(data[:2], expected):
         assert torch.equal(decode_image(jpeg), image)
     assert (decode_image(data[2]).int() - expected[2].int()).abs().max() <= 1  # rounding of the inks
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("package", ["tifffile", "imagecodecs"])
+def test_missing_package_is_one_line_and_no_unreadable_image(package, workers, monkeypatch):
+    """In a DataLoader worker too, whose errors PyTorch reports with a traceback."""
+
+    class NeedsCodec:
+        @staticmethod
+        def imread(file):
+            raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    monkeypatch.setitem(sys.modules, "tifffile", None if package == "tifffile" else NeedsCodec)
+    config = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3, num_channels=5)
+    source = BrokenSource([b"II*\0" + bytes(100)] * 8)
+    stream = SampleStream(source, SampleOrder(source.group_sizes, 0, 1, 8), 4, stop=8)
+    loader = make_loader(stream, SampleDataset(PreTrainingTransform(config)), workers)
+    with pytest.raises(UserError, match=f"pip install {package}") as found:
+        list(batches(loader))
+    assert "\n" not in str(found.value)

@@ -16,6 +16,7 @@ from mae.data.labels import Labels, check_classes, hold_out_labelled, read_label
 from mae.data.opening import open_dataset
 from mae.data.subsets import CachedSource, hold_out
 from mae.utils.errors import UserError
+from mae.utils.hashing import hash_key
 from tests.support.loopback import upload
 
 
@@ -209,3 +210,26 @@ def test_parts_hold_the_right_images(tmp_path):
     assert grey_values(again) == [1, 11, 39]
     with pytest.raises(UserError, match="--train_val_split 0.001 of 40 images leaves 40 .* and 0"):
         hold_out_labelled(source, labels, 0.001, 3)
+
+
+def test_names_that_look_the_same_are_one_class_and_keep_the_spelling_of_training(tmp_path, emoji_bytes):
+    """macOS writes accents decomposed, other systems composed."""
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    for folder, names in (
+        ("train", [decomposed, "tea"]),
+        ("val", [composed, "tea"]),
+        ("both", [composed, decomposed, "z"]),
+    ):
+        for number, name in enumerate(names):
+            (tmp_path / folder / name).mkdir(parents=True)
+            (tmp_path / folder / name / "1.png").write_bytes(emoji_bytes[number])
+    train, validation, both = (open_folder(str(tmp_path / name), "--train_dir") for name in ("train", "val", "both"))
+    labels = read_labels(train, "x")
+    # As earlier versions stored them: the fingerprint of a run's labels must stay.
+    assert labels.names == [decomposed, "tea"]
+    assert labels.fingerprint == hash_key(np.array([0, 1]).tobytes(), decomposed, "tea").hex()
+    assert read_labels(validation, "x", names=labels.names).values.tolist() == [0, 1]
+    assert sorted(read_labels(both, "x").values.tolist()) == [0, 0, 1]
+    column = write(tmp_path / "c.parquet", [composed, "tea", decomposed], Value("string"))
+    assert read_labels(column, "x", names=labels.names).values.tolist() == [0, 1, 0]
+    assert read_labels(column, "x").values.tolist() == [0, 1, 0]

@@ -65,10 +65,8 @@ def test_features_replace_images(model, tmp_path, emoji_bytes):
     source = BrokenSource([b"not read"] * 5)
     found = evaluate(model, source, [0, 1, 2, 3, 4], tmp_path, features=lambda should_stop: outputs)
     with torch.no_grad():
-        logits = model.head(model.head_norm(features)) if hasattr(model, "head") else None
-    if logits is not None:
-        loss = torch.nn.functional.cross_entropy(logits, torch.arange(5)).item()
-        assert found.values["eval_loss"] == pytest.approx(loss, rel=1e-5)
+        loss = torch.nn.functional.cross_entropy(model.head(model.head_norm(features)), torch.arange(5)).item()
+    assert found.values["eval_loss"] == pytest.approx(loss, rel=1e-5)
     assert evaluate(model, source, [0] * 5, tmp_path, features=lambda should_stop: None) is None
 
 

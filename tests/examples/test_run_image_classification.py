@@ -32,33 +32,6 @@ from tests.support.data import EMOJI
 from tests.support.runs import exact, metrics, metrics_of, run, start
 
 
-@pytest.fixture(scope="module")
-def emoji():
-    return pq.read_table(EMOJI / "test-00000-of-00001.parquet").to_pylist()
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, emoji):
-    """100 training images, and 37 held-out ones in two row groups."""
-    folder = tmp_path_factory.mktemp("labelled")
-    write_labelled(folder / "train-00000-of-00001.parquet", emoji[:100])
-    write_labelled(folder / "test-00000-of-00001.parquet", emoji[100:137], row_group_size=20)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    torch.manual_seed(0)
-    MAEForPreTraining(MAEConfig(**SIZES)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flags(labelled, pretrained):
-    return ["--dataset_name", labelled, "--model_name_or_path", pretrained, *SHORT]
-
-
 def evaluations(output_dir):
     return metrics_of((output_dir / "evaluations.jsonl").read_text().splitlines())
 
@@ -69,9 +42,9 @@ def table(path):
 
 
 @pytest.fixture(scope="module")
-def finetuned(tmp_path_factory, flags):
+def finetuned(tmp_path_factory, labelled_flags):
     output_dir = tmp_path_factory.mktemp("runs") / "finetuned"
-    return output_dir, classify(output_dir, *flags, "--eval_steps", 6, "--ema_decay", 0.9)
+    return output_dir, classify(output_dir, *labelled_flags, "--eval_steps", 6, "--ema_decay", 0.9)
 
 
 def test_finished_run_holds_model_log_and_tables(finetuned):
@@ -159,24 +132,26 @@ LAST_MLP |= norm("mae.blocks.2.norm2")
         ),
     ],
 )
-def test_frozen_weights_stay_bit_equal(arguments, expected, flags, pretrained, tmp_path):
-    classify(tmp_path / "run", *flags, *arguments, "--learning_rate", 1, "--ema_decay", 0.5)
-    assert changed(tmp_path / "run", pretrained) == expected
+def test_frozen_weights_stay_bit_equal(arguments, expected, labelled_flags, small_checkpoint, tmp_path):
+    classify(tmp_path / "run", *labelled_flags, *arguments, "--learning_rate", 1, "--ema_decay", 0.5)
+    assert changed(tmp_path / "run", small_checkpoint) == expected
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "run")
     assert model.config.head_batch_norm == ("linear" in arguments)
 
 
-def test_partial_protocol_trains_the_last_block(flags, pretrained, tmp_path):
-    classify(tmp_path / "run", *flags, "--protocol", "partial", "--num_trainable_blocks", 1, "--learning_rate", 0.1)
-    found = changed(tmp_path / "run", pretrained)
-    names = {name for name, _ in MAEForPreTraining.from_pretrained(pretrained).mae.blocks[2].named_parameters()}
+def test_partial_protocol_trains_the_last_block(labelled_flags, small_checkpoint, tmp_path):
+    classify(
+        tmp_path / "run", *labelled_flags, "--protocol", "partial", "--num_trainable_blocks", 1, "--learning_rate", 0.1
+    )
+    found = changed(tmp_path / "run", small_checkpoint)
+    names = {name for name, _ in MAEForPreTraining.from_pretrained(small_checkpoint).mae.blocks[2].named_parameters()}
     assert found == HEAD | norm("fc_norm") | {f"mae.blocks.2.{name}" for name in names}
 
 
-def test_cached_features_change_no_loss(flags, tmp_path, monkeypatch):
+def test_cached_features_change_no_loss(labelled_flags, tmp_path, monkeypatch):
     """The same as with images through the frozen encoder at every step; the second time read, not computed."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    arguments = [*flags, "--protocol", "linear", "--eval_steps", 6]
+    arguments = [*labelled_flags, "--protocol", "linear", "--eval_steps", 6]
     first = classify(tmp_path / "cached", *arguments)
     again = classify(tmp_path / "again", *arguments)
     assert "computed before" not in first.stdout and again.stdout.count("computed before") == 2
@@ -191,7 +166,7 @@ def test_cached_features_change_no_loss(flags, tmp_path, monkeypatch):
         assert one == pytest.approx((other["eval_loss"], other["eval_accuracy"]), rel=1e-5)
 
 
-def test_resume_is_exact(finetuned, flags, tmp_path):
+def test_resume_is_exact(finetuned, labelled_flags, tmp_path):
     """With mixup, cutmix, drop path, erasing and an average; any number of workers."""
     output_dir, _ = finetuned
     again = tmp_path / "again"
@@ -200,7 +175,7 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
     for step in (10, 12):
         shutil.rmtree(again / f"checkpoint-{step}", ignore_errors=True)
     shutil.copytree(output_dir / "checkpoint-10", again / "checkpoint-10")
-    arguments = [*flags, "--eval_steps", 6, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
+    arguments = [*labelled_flags, "--eval_steps", 6, "--ema_decay", 0.9, "--dataloader_num_workers", 2]
     done = classify(again, *arguments)
     assert "Resuming after step 10." in done.stdout
     assert exact(metrics(again)) == exact(metrics(output_dir)) and evaluations(again) == evaluations(output_dir)
@@ -218,9 +193,9 @@ def test_resume_is_exact(finetuned, flags, tmp_path):
         ["--protocol", "partial", "--num_trainable_blocks", 1, "--drop_path_rate", 0],
     ],
 )
-def test_other_protocols_resume_exactly(more, flags, tmp_path):
+def test_other_protocols_resume_exactly(more, labelled_flags, tmp_path):
     """With the momentum of LARS and the batch norm's statistics; with mixup that no drop path has seeded."""
-    arguments = [*flags, *more]
+    arguments = [*labelled_flags, *more]
     classify(tmp_path / "whole", *arguments)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     (tmp_path / "again" / "train_results.json").unlink()
@@ -241,9 +216,9 @@ def test_recipe_of_a_run_repeats_it(finetuned, tmp_path):
     assert logged == [(line["step"], pytest.approx(line["eval_accuracy"])) for line in evaluations(output_dir)]
 
 
-def test_two_processes_evaluate_as_one(flags, tmp_path):
+def test_two_processes_evaluate_as_one(labelled_flags, tmp_path):
     """37 images, none twice: the first step's rate is 0, so that the model is the same."""
-    arguments = [*flags, "--max_steps", 1]
+    arguments = [*labelled_flags, "--max_steps", 1]
     classify(tmp_path / "one", *arguments)
     arguments[arguments.index("--per_device_train_batch_size") + 1] = 4
     done = run("--output_dir", tmp_path / "two", *arguments, processes=2, script=SCRIPT)
@@ -261,9 +236,9 @@ def test_two_processes_evaluate_as_one(flags, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("augmentation", ["none", "crop"])
-def test_two_processes_report_the_saved_probe(augmentation, flags, labelled, tmp_path):
+def test_two_processes_report_the_saved_probe(augmentation, labelled_flags, labelled, tmp_path):
     """Each has seen other batches; what counts, and is saved, is the first one's statistics of them."""
-    arguments = [*flags, "--protocol", "linear", "--augmentation", augmentation]
+    arguments = [*labelled_flags, "--protocol", "linear", "--augmentation", augmentation]
     classify(tmp_path / "one", *arguments)
     arguments[arguments.index("--per_device_train_batch_size") + 1] = 4
     done = run("--output_dir", tmp_path / "two", *arguments, processes=2, script=SCRIPT)
@@ -283,11 +258,11 @@ def test_two_processes_report_the_saved_probe(augmentation, flags, labelled, tmp
         assert evaluations(tmp_path / name)[-1]["eval_loss"] == pytest.approx(loss, rel=1e-5)
 
 
-def test_images_with_several_labels(tmp_path, pretrained, emoji):
-    write_labelled(tmp_path / "data" / "train.parquet", emoji[:60], several=True)
-    write_labelled(tmp_path / "data" / "test.parquet", emoji[100:120], several=True)
-    flags = ["--dataset_name", tmp_path / "data", "--model_name_or_path", pretrained, *SHORT]
-    classify(tmp_path / "run", *flags)
+def test_images_with_several_labels(tmp_path, small_checkpoint, emoji_rows):
+    write_labelled(tmp_path / "data" / "train.parquet", emoji_rows[:60], several=True)
+    write_labelled(tmp_path / "data" / "test.parquet", emoji_rows[100:120], several=True)
+    labelled_flags = ["--dataset_name", tmp_path / "data", "--model_name_or_path", small_checkpoint, *SHORT]
+    classify(tmp_path / "run", *labelled_flags)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["problem_type"] == "multi_label_classification"
     lines = table(tmp_path / "run" / "predictions.csv")
@@ -302,42 +277,42 @@ def test_images_with_several_labels(tmp_path, pretrained, emoji):
             found.append(np.mean(precisions))
             assert float(line["average_precision"]) == pytest.approx(found[-1], abs=1e-6)
     assert evaluations(tmp_path / "run")[-1]["eval_mean_average_precision"] == pytest.approx(np.mean(found), abs=1e-6)
-    classify(tmp_path / "probe", *flags, "--protocol", "linear")
+    classify(tmp_path / "probe", *labelled_flags, "--protocol", "linear")
     assert not (tmp_path / "run" / "confusion_matrix.png").exists()
 
 
-def test_class_folders_and_another_resolution(tmp_path, pretrained, emoji):
+def test_class_folders_and_another_resolution(tmp_path, small_checkpoint, emoji_rows):
     """Class folders, split by classes, at a size of their own."""
-    for number, row in enumerate(emoji[:80]):
+    for number, row in enumerate(emoji_rows[:80]):
         path = tmp_path / "images" / NAMES[row["label"]] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(row["image"]["bytes"])
     arguments = ["--train_dir", tmp_path / "images", "--train_val_split", 0.25, "--image_size", 48]
-    done = classify(tmp_path / "run", *arguments, "--model_name_or_path", pretrained, *SHORT)
+    done = classify(tmp_path / "run", *arguments, "--model_name_or_path", small_checkpoint, *SHORT)
     assert "positions resampled from 4 x 4 to 6 x 6 patches" in done.stdout
     lines = table(tmp_path / "run" / "predictions.csv")
     assert len(lines) == 20 and all(line["file"].split("/")[0] == line["label"] for line in lines)
     held = Counter(line["label"] for line in lines)
-    whole = Counter(NAMES[row["label"]] for row in emoji[:80])
+    whole = Counter(NAMES[row["label"]] for row in emoji_rows[:80])
     assert all(abs(held[name] - whole[name] / 4) < 1 for name in whole)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["image_size"] == 48
 
 
 @pytest.mark.parametrize("layout", ["official", "timm", "vit_mae"])
-def test_checkpoints_of_other_layouts_give_the_same_losses(layout, tmp_path, flags, pretrained):
-    model = MAEForPreTraining.from_pretrained(pretrained)
+def test_checkpoints_of_other_layouts_give_the_same_losses(layout, tmp_path, labelled_flags, small_checkpoint):
+    model = MAEForPreTraining.from_pretrained(small_checkpoint)
     save_checkpoint(model.mae if layout == "timm" else model, tmp_path / "theirs", layout)
     path = tmp_path / "theirs" / ("checkpoint.pth" if layout == "official" else "")
-    arguments = [*flags, "--max_steps", 1, "--protocol", "linear"]
+    arguments = [*labelled_flags, "--max_steps", 1, "--protocol", "linear"]
     arguments[arguments.index("--model_name_or_path") + 1] = path
     classify(tmp_path / "run", *arguments)
-    assert changed(tmp_path / "run", pretrained) == HEAD | HEAD_NORM
+    assert changed(tmp_path / "run", small_checkpoint) == HEAD | HEAD_NORM
 
 
-def test_classifier_can_be_trained_further(finetuned, flags, tmp_path):
+def test_classifier_can_be_trained_further(finetuned, labelled_flags, tmp_path):
     """The same classes keep their classifier and pooling; other ones get a new one."""
     output_dir, _ = finetuned
-    arguments = [*flags, "--max_steps", 1]
+    arguments = [*labelled_flags, "--max_steps", 1]
     arguments[arguments.index("--model_name_or_path") + 1] = output_dir
     classify(tmp_path / "same", *arguments)
     assert not changed(tmp_path / "same", output_dir)
@@ -346,8 +321,8 @@ def test_classifier_can_be_trained_further(finetuned, flags, tmp_path):
     assert "newly initialised: head_norm (3 tensors); head (2 tensors)" in done.stdout
 
 
-def test_from_scratch_trains_random_weights(flags, tmp_path):
-    arguments = [argument for argument in flags if argument != "--model_name_or_path"][:2] + SHORT
+def test_from_scratch_trains_random_weights(labelled_flags, tmp_path):
+    arguments = [argument for argument in labelled_flags if argument != "--model_name_or_path"][:2] + SHORT
     sizes = ",".join(f"{name}={value}" for name, value in SIZES.items() if "size" not in name or "hidden" in name)
     arguments += ["--from_scratch", "--config_overrides", f"{sizes},intermediate_size=48", "--image_size", 32]
     classify(tmp_path / "run", *arguments, "--patch_size", 8)
@@ -356,12 +331,12 @@ def test_from_scratch_trains_random_weights(flags, tmp_path):
     assert recipe["layer_decay"] == 1 and recipe["adam_beta2"] == 0.95
 
 
-def test_fine_tuning_learns(tmp_path, emoji, pretrained):
+def test_fine_tuning_learns(tmp_path, emoji_rows, small_checkpoint):
     """Flags from smileys, in a hundred steps; a model that learns nothing gets as many as there are flags, 61 %."""
     rows = [row for row in pq.read_table(EMOJI / "train-00000-of-00001.parquet").to_pylist() if row["label"] in (2, 6)]
     write_labelled(tmp_path / "data" / "train.parquet", rows)
-    write_labelled(tmp_path / "data" / "test.parquet", [row for row in emoji if row["label"] in (2, 6)])
-    arguments = ["--dataset_name", tmp_path / "data", "--model_name_or_path", pretrained, *SHORT]
+    write_labelled(tmp_path / "data" / "test.parquet", [row for row in emoji_rows if row["label"] in (2, 6)])
+    arguments = ["--dataset_name", tmp_path / "data", "--model_name_or_path", small_checkpoint, *SHORT]
     arguments += ["--max_steps", 100, "--learning_rate", 5e-3, "--mixup_alpha", 0, "--cutmix_alpha", 0]
     arguments += ["--layer_decay", 1, "--drop_path_rate", 0, "--augmentation", "crop"]
     classify(tmp_path / "run", *arguments)
@@ -388,8 +363,8 @@ def test_fine_tuning_learns(tmp_path, emoji, pretrained):
         ("--layerdecay 1", "--layerdecay.*--layer_decay"),
     ],
 )
-def test_mistake_is_one_line_and_writes_nothing(flags, tmp_path, arguments, message):
-    refuse(tmp_path / "run", [*flags, *arguments.split()], message)
+def test_mistake_is_one_line_and_writes_nothing(labelled_flags, tmp_path, arguments, message):
+    refuse(tmp_path / "run", [*labelled_flags, *arguments.split()], message)
 
 
 def refuse(output_dir, arguments, message):
@@ -399,28 +374,34 @@ def refuse(output_dir, arguments, message):
     assert re.search(message, line) and done.stderr.splitlines()[-1] == line, line
 
 
-def test_data_that_cannot_train_a_classifier_is_refused(flags, labelled, tmp_path, emoji):
+def test_data_that_cannot_train_a_classifier_is_refused(labelled_flags, labelled, tmp_path, emoji_rows):
     run = tmp_path / "run"
     refuse(run, ["--dataset_name", labelled], "--model_name_or_path.*--from_scratch")
-    alone = ["--dataset_name", labelled / "train-00000-of-00001.parquet", *flags[2:]]
+    alone = ["--dataset_name", labelled / "train-00000-of-00001.parquet", *labelled_flags[2:]]
     refuse(run, alone, "no validation images.*--train_val_split 0.1")
-    write_labelled(tmp_path / "data" / "train.parquet", emoji[:20])
-    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji[20:30]])
-    unlabelled = [*flags, "--dataset_name", tmp_path / "data"]
+    write_labelled(tmp_path / "data" / "train.parquet", emoji_rows[:20])
+    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji_rows[20:30]])
+    unlabelled = [*labelled_flags, "--dataset_name", tmp_path / "data"]
     refuse(run, unlabelled, r"10 images have no usable label \(label is -1\).*--train_val_split")
     for name in ("train/cat/1.png", "train/dog/2.png", "val/dog/3.png", "val/bear/4.png"):
         (tmp_path / "files" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "files" / name).write_bytes(emoji[0]["image"]["bytes"])
-    folders = ["--train_dir", tmp_path / "files" / "train", "--validation_dir", tmp_path / "files" / "val", *flags[2:]]
+        (tmp_path / "files" / name).write_bytes(emoji_rows[0]["image"]["bytes"])
+    folders = [
+        "--train_dir",
+        tmp_path / "files" / "train",
+        "--validation_dir",
+        tmp_path / "files" / "val",
+        *labelled_flags[2:],
+    ]
     refuse(run, folders, "--validation_dir has classes .*: bear")
 
 
-def test_unreadable_images_are_named_and_too_many_stop_the_run(flags, labelled, tmp_path, emoji):
+def test_unreadable_images_are_named_and_too_many_stop_the_run(labelled_flags, labelled, tmp_path, emoji_rows):
     """Left out and named, in training, in evaluation and among cached features."""
-    broken = [row | {"image": {"bytes": b"no image", "path": None}} for row in emoji[100:102]]
-    write_labelled(tmp_path / "data" / "train.parquet", broken + emoji[:60])
-    write_labelled(tmp_path / "data" / "test.parquet", broken + emoji[110:120])
-    arguments = ["--dataset_name", tmp_path / "data", *flags[2:], "--max_bad_fraction", 0.2]
+    broken = [row | {"image": {"bytes": b"no image", "path": None}} for row in emoji_rows[100:102]]
+    write_labelled(tmp_path / "data" / "train.parquet", broken + emoji_rows[:60])
+    write_labelled(tmp_path / "data" / "test.parquet", broken + emoji_rows[110:120])
+    arguments = ["--dataset_name", tmp_path / "data", *labelled_flags[2:], "--max_bad_fraction", 0.2]
     for name, more in (("run", []), ("probe", ["--protocol", "linear"])):
         classify(tmp_path / name, *arguments, *more)
         line = evaluations(tmp_path / name)[-1]
@@ -432,28 +413,38 @@ def test_unreadable_images_are_named_and_too_many_stop_the_run(flags, labelled, 
         assert len(table(tmp_path / name / "predictions.csv")) == 10
 
 
-def test_split_of_the_training_images_replaces_a_test_split_without_labels(flags, tmp_path, emoji):
+def test_split_of_the_training_images_replaces_a_test_split_without_labels(labelled_flags, tmp_path, emoji_rows):
     """Many data sets on the Hub have one."""
-    write_labelled(tmp_path / "data" / "train.parquet", emoji[:60])
-    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji[60:70]])
-    done = classify(tmp_path / "run", "--dataset_name", tmp_path / "data", *flags[2:], "--train_val_split", 0.2)
+    write_labelled(tmp_path / "data" / "train.parquet", emoji_rows[:60])
+    write_labelled(tmp_path / "data" / "test.parquet", [row | {"label": -1} for row in emoji_rows[60:70]])
+    done = classify(
+        tmp_path / "run", "--dataset_name", tmp_path / "data", *labelled_flags[2:], "--train_val_split", 0.2
+    )
     assert "no effect" not in done.stdout
     assert {line["file"] for line in table(tmp_path / "run" / "predictions.csv")} == {"train.parquet"}
 
 
-def test_batch_norm_works_if_one_image_of_a_batch_is_readable(flags, tmp_path, emoji):
+def test_batch_norm_works_if_one_image_of_a_batch_is_readable(labelled_flags, tmp_path, emoji_rows):
     """Too few to normalise over, or none: it counts by what was seen before."""
-    rows = emoji[:60]
+    rows = emoji_rows[:60]
     broken = [row if index % 2 else row | {"image": {"bytes": b"", "path": None}} for index, row in enumerate(rows)]
     write_labelled(tmp_path / "data" / "train.parquet", broken)
-    write_labelled(tmp_path / "data" / "test.parquet", emoji[60:70])
-    arguments = ["--dataset_name", tmp_path / "data", *flags[2:], "--max_bad_fraction", 1, "--protocol", "linear"]
+    write_labelled(tmp_path / "data" / "test.parquet", emoji_rows[60:70])
+    arguments = [
+        "--dataset_name",
+        tmp_path / "data",
+        *labelled_flags[2:],
+        "--max_bad_fraction",
+        1,
+        "--protocol",
+        "linear",
+    ]
     for name, more in (("cached", []), ("crop", ["--augmentation", "crop"])):
         classify(tmp_path / name, *arguments, "--per_device_train_batch_size", 4, *more)
         assert all(line["loss"] is not None for line in metrics(tmp_path / name))
     broken = broken[::2]
     write_labelled(tmp_path / "none" / "train.parquet", broken)
-    write_labelled(tmp_path / "none" / "test.parquet", emoji[60:70])
+    write_labelled(tmp_path / "none" / "test.parquet", emoji_rows[60:70])
     arguments = ["--output_dir", tmp_path / "nothing", "--dataset_name", tmp_path / "none", *arguments[2:]]
     done = start(*arguments, script=SCRIPT)
     assert done.returncode == 1 and "None of the 30 training images can be read" in done.stderr.splitlines()[-1]
@@ -479,31 +470,31 @@ def test_images_of_five_channels(tmp_path):
     assert done.returncode == 2 and "RandAugment is for images of 1 or 3 channels, not 13" in done.stderr
 
 
-def test_cached_features_are_of_one_encoder(flags, tmp_path, pretrained):
+def test_cached_features_are_of_one_encoder(labelled_flags, tmp_path, small_checkpoint):
     """Other weights compute other features, and so do the same weights with other heads."""
-    config = json.loads((pretrained / "config.json").read_text())
-    shutil.copytree(pretrained, tmp_path / "other")
+    config = json.loads((small_checkpoint / "config.json").read_text())
+    shutil.copytree(small_checkpoint, tmp_path / "other")
     (tmp_path / "other" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2}))
-    arguments = [*flags, "--protocol", "linear", "--max_steps", 2]
+    arguments = [*labelled_flags, "--protocol", "linear", "--max_steps", 2]
     classify(tmp_path / "one", *arguments)
     arguments[arguments.index("--model_name_or_path") + 1] = tmp_path / "other"
     classify(tmp_path / "two", *arguments)
     (tmp_path / "other" / "config.json").write_text(json.dumps(config))
-    weights = load_file(pretrained / "model.safetensors")
+    weights = load_file(small_checkpoint / "model.safetensors")
     weights["mae.cls_token"] = weights["mae.cls_token"].flip(2) * 9
     save_file(weights, tmp_path / "other" / "model.safetensors")
     classify(tmp_path / "three", *arguments)
     assert len({metrics(tmp_path / name)[-1]["loss"] for name in ("one", "two", "three")}) == 3
 
 
-def test_short_run_has_a_short_warm_up(flags):
+def test_short_run_has_a_short_warm_up(labelled_flags):
     for more, expected in (
         ([], {"warmup_ratio": 0.05, "warmup_epochs": 5}),  # by --max_steps
         (["--max_steps", -1], {"warmup_ratio": None, "warmup_epochs": 5}),
         (["--max_steps", -1, "--num_train_epochs", 20], {"warmup_ratio": None, "warmup_epochs": 1}),
         (["--warmup_epochs", 2], {"warmup_ratio": None, "warmup_epochs": 2}),
     ):
-        argv = [str(flag) for flag in [*flags, *more]]
+        argv = [str(flag) for flag in [*labelled_flags, *more]]
         if "--warmup_epochs" not in more:
             place = argv.index("--warmup_epochs")
             del argv[place : place + 2]
@@ -515,9 +506,9 @@ def test_short_run_has_a_short_warm_up(flags):
 # The Hub
 
 
-def test_classifier_is_pushed_with_its_card(flags, tmp_path, hub):
+def test_classifier_is_pushed_with_its_card(labelled_flags, tmp_path, hub):
     done = classify(
-        tmp_path / "run", *flags, "--push_to_hub", "--hub_model_id", "me/classifier", "--hub_license", "mit"
+        tmp_path / "run", *labelled_flags, "--push_to_hub", "--hub_model_id", "me/classifier", "--hub_license", "mit"
     )
     assert "Pushed step 12" in done.stdout
     files = set(HfApi().list_repo_files("me/classifier"))

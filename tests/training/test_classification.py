@@ -2,48 +2,18 @@
 
 import gc
 
-import pyarrow.parquet as pq
 import pytest
 import torch
 
-from configuration_mae import MAEConfig
 from mae.data.normalization import normalize
 from mae.evaluation.accuracy import AccuracyEvaluator
 from mae.training.classification import Classification
-from modeling_mae import MAEForImageClassification, MAEForPreTraining
-from tests.support.classification import SHORT, SIZES, classify, write_labelled
-from tests.support.data import EMOJI
+from modeling_mae import MAEForImageClassification
+from tests.support.classification import classify
 from tests.support.runs import metrics
 
 
-@pytest.fixture(scope="module")
-def emoji():
-    return pq.read_table(EMOJI / "test-00000-of-00001.parquet").to_pylist()
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory, emoji):
-    """100 training images, and 37 held-out ones in two row groups."""
-    folder = tmp_path_factory.mktemp("labelled")
-    write_labelled(folder / "train-00000-of-00001.parquet", emoji[:100])
-    write_labelled(folder / "test-00000-of-00001.parquet", emoji[100:137], row_group_size=20)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrained") / "model"
-    torch.manual_seed(0)
-    MAEForPreTraining(MAEConfig(**SIZES)).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def flags(labelled, pretrained):
-    return ["--dataset_name", labelled, "--model_name_or_path", pretrained, *SHORT]
-
-
-def test_mixed_labels_are_shares_of_pixels_and_the_loss_their_cross_entropy(flags, tmp_path, monkeypatch):
+def test_mixed_labels_are_shares_of_pixels_and_the_loss_their_cross_entropy(labelled_flags, tmp_path, monkeypatch):
     """Soft labels: a mixture of two images' in the share of pixels, smoothed; and the loss is their cross-entropy."""
     seen = []
     forward = MAEForImageClassification.forward
@@ -55,7 +25,7 @@ def test_mixed_labels_are_shares_of_pixels_and_the_loss_their_cross_entropy(flag
         return outputs
 
     monkeypatch.setattr(MAEForImageClassification, "forward", watch)
-    classify(tmp_path / "run", *flags, "--augmentation", "none", "--num_train_epochs", 1)
+    classify(tmp_path / "run", *labelled_flags, "--augmentation", "none", "--num_train_epochs", 1)
     assert len(seen) == 12
     mixed = 0
     for labels, outputs in seen:
@@ -68,7 +38,7 @@ def test_mixed_labels_are_shares_of_pixels_and_the_loss_their_cross_entropy(flag
     assert mixed >= 8
 
 
-def test_label_smoothing_is_that_of_torch(flags, tmp_path, monkeypatch):
+def test_label_smoothing_is_that_of_torch(labelled_flags, tmp_path, monkeypatch):
     losses = []
     compute_loss = Classification.loss
 
@@ -82,13 +52,13 @@ def test_label_smoothing_is_that_of_torch(flags, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Classification, "loss", compare)
     more = ["--mixup_alpha", 0, "--cutmix_alpha", 0, "--drop_path_rate", 0, "--augmentation", "crop"]
-    classify(tmp_path / "run", *flags, *more)
+    classify(tmp_path / "run", *labelled_flags, *more)
     assert len(losses) == 12
     for ours, theirs in losses:
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
+def test_layer_decay_reaches_the_optimizer(labelled_flags, tmp_path, monkeypatch):
     rates = {}
     evaluate = AccuracyEvaluator.__call__
 
@@ -100,7 +70,7 @@ def test_layer_decay_reaches_the_optimizer(flags, tmp_path, monkeypatch):
         return evaluate(self, model, context)
 
     monkeypatch.setattr(AccuracyEvaluator, "__call__", look)
-    classify(tmp_path / "run", *flags, "--learning_rate", 0.01, "--warmup_epochs", 0)
+    classify(tmp_path / "run", *labelled_flags, "--learning_rate", 0.01, "--warmup_epochs", 0)
     last = metrics(tmp_path / "run")[-1]["learning_rate"]
     assert rates["head.weight"] == last and rates["fc_norm.bias"] == last
     for name, power in (("mae.blocks.2.mlp.fc1.weight", 1), ("mae.blocks.0.norm1.bias", 3), ("mae.pos_embed", 4)):
