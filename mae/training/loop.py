@@ -25,6 +25,7 @@ from mae.training.skipped import SkippedImages
 from mae.training.tracking import start_trackers, track
 from mae.utils.distributed import on_main_process
 from mae.utils.errors import Interrupted, RunError, first_line
+from mae.utils.text import listed
 
 
 logger = logging.getLogger(__name__)
@@ -235,10 +236,10 @@ class TrainingLoop:
         samples = [self.task.source.origin(*self.training.order.locate(position)) for position in positions]
         self.state.average = None  # later steps have moved it already
         path = self.run_directory.checkpoints.save(self.state, step - 1, NONFINITE, {"samples": samples})
-        shown = ", ".join(f"{file} row {row}" for file, row in samples[:3])
+        shown = listed([f"{file} row {row}" for file, row in samples], most=3)
         raise RunError(
             f"The gradient of step {step} is not finite, more often than --max_nonfinite_steps "
-            f"{guard.max_nonfinite_steps} allows. Its samples: {shown}{', …' if len(samples) > 3 else ''}. Weights "
+            f"{guard.max_nonfinite_steps} allows. Its samples: {shown}. Weights "
             f"and optimizer before it, and the names of all samples, are in {path}. Lower the learning rate or raise "
             "--max_nonfinite_steps; the run resumes from its last checkpoint."
         )
