@@ -805,9 +805,8 @@ def test_classification_loss_equals_closed_form(fields, labels, closed_form):
 def test_one_hot_labels_equal_classes():
     model = tiny_model(MAEForImageClassification, num_labels=5)
     classes = torch.tensor([3, 0])
-    assert_close(
-        model(make_images(), labels=F.one_hot(classes, 5).float()).loss, model(make_images(), labels=classes).loss
-    )
+    one_hot = F.one_hot(classes, 5).float()
+    assert_close(model(make_images(), labels=one_hot).loss, model(make_images(), labels=classes).loss)
 
 
 @pytest.mark.parametrize(
