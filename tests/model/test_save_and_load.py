@@ -245,6 +245,15 @@ def test_save_pretrained_with_push_forwards_the_arguments_of_push_to_hub(tmp_pat
     assert sorted(card.data.tags) == ["leaves", "mae", "masked-autoencoder"]
 
 
+def test_distributed_checkpoint_with_push_is_refused_before_anything_is_written(tmp_path, hub):
+    hub.requests.clear()
+    with pytest.raises(ValueError, match="distributed checkpoint cannot be pushed.*push_to_hub"):
+        model_of_kind("encoder").save_pretrained(
+            tmp_path / "model", push_to_hub=True, repo_id="me/distributed", distributed_checkpoint=True
+        )
+    assert not (tmp_path / "model").exists() and not hub.requests
+
+
 def test_push_to_hub_keeps_a_processor_and_tags_a_new_card(hub):
     classifier = model_of_kind("classification_cls")
     HfApi().create_repo("me/processor")
