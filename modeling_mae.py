@@ -489,6 +489,8 @@ class MAEPreTrainedModel(PreTrainedModel):
         processor, one made from the configuration. Arguments as in [`PreTrainedModel.save_pretrained`]. With
         `push_to_hub=True` those of [`~MAEPreTrainedModel.push_to_hub`] are accepted too.
         """
+        if push_to_hub and kwargs.get("distributed_checkpoint"):  # all processes save, but one pushes
+            raise ValueError("A distributed checkpoint cannot be pushed. Load it whole, and call push_to_hub.")
         hub_kwargs = {name: kwargs.pop(name) for name in _HUB_ARGUMENTS if name in kwargs}
         self.config.auto_map = dict(_AUTO_MAP)  # transformers adds the saved class only
         # A copy, because transformers empties the dictionary.

@@ -33,6 +33,7 @@ ALLOWED = {
 }
 OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests"}
 MAX_LINES = 400
+MAX_TEST_LINES = 550
 
 
 def imported_modules(path: Path) -> set[str]:
@@ -90,6 +91,11 @@ def test_modules_are_short():
     for file in (ROOT / "mae").rglob("*.py"):
         assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_LINES, file
     assert len((ROOT / "modeling_mae.py").read_text(encoding="utf-8").splitlines()) <= 950
+
+
+def test_test_files_are_short():
+    for file in (ROOT / "tests").rglob("test_*.py"):
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= MAX_TEST_LINES, file
 
 
 def test_importing_the_package_registers_the_auto_classes():
