@@ -48,7 +48,7 @@ def products_of_step(config: MAEConfig, images: int) -> list[Product]:
     """
     Products that a step of [`MAEForPreTraining`] on so many images cannot do without.
 
-    Only visible patches are embedded, and the pixels of all patches are predicted.
+    Only visible patches are embedded, and only the pixels of removed patches are predicted.
     """
     patch_height, patch_width = to_pair(config.patch_size)
     values = patch_height * patch_width * config.num_channels
@@ -65,7 +65,7 @@ def products_of_step(config: MAEConfig, images: int) -> list[Product]:
             config.decoder_num_hidden_layers, images, 1 + config.num_patches, decoder_width,
             config.decoder_num_attention_heads, config.decoder_intermediate_size,
         ),
-        Product(1, 1, images * config.num_patches, decoder_width, values),
+        Product(1, 1, images * (config.num_patches - num_visible), decoder_width, values),
     ]  # fmt: skip
 
 

@@ -36,5 +36,5 @@ def test_products_are_those_of_a_step_of_the_model(size):
     with FlopCounterMode(display=False) as floor:
         multiplication()
     assert floor.get_total_flops() == sum(product.flops for product in products)
-    # A model may embed removed patches too, and predict pixels for the cls token.
+    # A model may embed removed patches too, and predict visible ones.
     assert 0.97 * step.get_total_flops() < floor.get_total_flops() <= step.get_total_flops()
