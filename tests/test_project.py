@@ -182,16 +182,19 @@ def test_recipe_says_what_it_needs_and_its_flags_are_valid(recipe):
         assert batch == int(stated[1].replace(",", ""))
 
 
+SCRIPTS = ("examples", "benchmarks")
 # Modules without a test file of their own.
 TESTED_ELSEWHERE = {
     "evaluation/evaluator.py": "a protocol and two dataclasses: tests/training/test_evaluations.py",
     "training/task.py": "a protocol: tests/training/test_pretraining.py and test_classification.py",
+    "benchmarks/scaling.py": "its tables: tests/training/test_flops.py",
+    "benchmarks/unchanged.py": "two checkouts, minutes: run for every refactoring",
 }
 
 
 def test_every_module_and_script_has_its_tests():
     modules = {path.relative_to(ROOT / "mae").as_posix() for path in (ROOT / "mae").glob("*/*.py")}
+    modules |= {f"{path.parent.name}/{path.name}" for folder in SCRIPTS for path in (ROOT / folder).glob("*.py")}
     modules = {name for name in modules if not name.endswith("__init__.py")}
-    modules |= {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.py")}
     tested = {name for name in modules if (ROOT / "tests" / Path(name).parent / f"test_{Path(name).name}").exists()}
     assert modules - tested == TESTED_ELSEWHERE.keys()
