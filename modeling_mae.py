@@ -34,16 +34,17 @@ from transformers.activations import ACT2FN
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ImageClassifierOutput
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 
 try:
+    from .attention_mae import DEFAULT_ATTENTION, MAEAttention
     from .configuration_mae import MAEConfig, to_pair
 except ImportError:
     if __package__:
         raise
+    from attention_mae import DEFAULT_ATTENTION, MAEAttention
     from configuration_mae import MAEConfig, to_pair
 
 
@@ -251,41 +252,6 @@ def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
     return residual * keep / (1 - rate)
 
 
-def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """
-    Compute attention by plain matrix products, with the signature of the attention functions of transformers:
-    `(B, heads, N, d)` each -> output `(B, N, heads, d)` and probabilities `(B, heads, N, N)`.
-    """
-    probabilities = (query @ key.transpose(2, 3) * scaling).softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    output = F.dropout(probabilities, p=dropout, training=module.training) @ value
-    return output.transpose(1, 2), probabilities
-
-
-class MAEAttention(nn.Module):
-    """Multi-head self-attention with one fused projection for query, key and value."""
-
-    is_causal = False  # attention functions of transformers read it
-
-    def __init__(self, config: MAEConfig, dim: int, num_heads: int):
-        super().__init__()
-        self.config = config
-        self.num_heads = num_heads
-        self.scaling = (dim // num_heads) ** -0.5
-        self.dropout = config.attention_probs_dropout_prob
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        qkv = self.qkv(hidden_states).unflatten(2, (3, self.num_heads, -1))
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attention = eager_attention_forward
-        if not output_attentions:  # only the eager function returns probabilities
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, attention)
-        dropout = self.dropout if self.training else 0.0
-        output, probabilities = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
-        return self.proj(output.flatten(2)), probabilities if output_attentions else None
-
-
 class MAEMLP(nn.Module):
     def __init__(self, config: MAEConfig, dim: int, intermediate_size: int):
         super().__init__()
@@ -415,6 +381,12 @@ class MAEPreTrainedModel(PreTrainedModel):
         # `from_pretrained` overrides fields by assignment, which checks each field alone.
         config.validate()
         super().__init__(config, *args, **kwargs)
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        # transformers asks for None if the user requests no implementation.
+        if requested_attention in (None, DEFAULT_ATTENTION):
+            return DEFAULT_ATTENTION
+        return super().get_correct_attn_implementation(requested_attention, is_init_check)
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers skips modules without own parameters, so each rule belongs to the module that owns the

@@ -31,7 +31,7 @@ ALLOWED = {
     "training": {"evaluation", "data", "arguments", "utils"},
     "cli": {"training", "evaluation", "data", "conversion", "hub", "arguments", "utils"},
 }
-OURS = {"configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests"}
+OURS = {"attention_mae", "configuration_mae", "modeling_mae", "mae", "examples", "benchmarks", "tests"}
 MAX_LINES = 400
 
 
@@ -105,7 +105,7 @@ def test_importing_the_package_registers_the_auto_classes():
 
 def test_ring_1_needs_only_torch_and_transformers():
     allowed = set(sys.stdlib_module_names) | {"torch", "transformers", "huggingface_hub"}
-    for name in ("configuration_mae.py", "modeling_mae.py"):
+    for name in ("attention_mae.py", "configuration_mae.py", "modeling_mae.py"):
         assert imported(ROOT / name) <= allowed | OURS
 
 
@@ -120,7 +120,7 @@ def test_wheel_holds_every_module_and_data_file(tmp_path):
         names = set(archive.namelist())
         (metadata,) = [name for name in names if name.endswith("METADATA")]
         metadata = archive.read(metadata).decode()
-    modules = {"configuration_mae.py", "modeling_mae.py"}
+    modules = {"attention_mae.py", "configuration_mae.py", "modeling_mae.py"}
     modules |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "mae").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == modules
     data = {path for path in (ROOT / "mae").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}

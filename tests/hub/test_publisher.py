@@ -39,6 +39,7 @@ AUTO_MAP = {
 }
 PUSHED = [
     "README.md",
+    "attention_mae.py",
     "config.json",
     "configuration_mae.py",
     "environment.json",
