@@ -71,6 +71,7 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
         "configuration_mae.py",
         "model.safetensors",
         "modeling_mae.py",
+        "patches_mae.py",
         "preprocessor_config.json",
     ]
     model = AutoModelForPreTraining.from_pretrained(output)

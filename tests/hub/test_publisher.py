@@ -48,6 +48,7 @@ PUSHED = [
     "metrics.jsonl",
     "model.safetensors",
     "modeling_mae.py",
+    "patches_mae.py",
     "preprocessor_config.json",
     "recipe.yaml",
     "reconstruction.png",

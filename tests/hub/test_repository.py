@@ -27,6 +27,7 @@ MODEL = [
     "configuration_mae.py",
     "model.safetensors",
     "modeling_mae.py",
+    "patches_mae.py",
     "preprocessor_config.json",
 ]
 

@@ -50,6 +50,7 @@ FILES = [
     "configuration_mae.py",
     "model.safetensors",
     "modeling_mae.py",
+    "patches_mae.py",
     "preprocessor_config.json",
 ]
 AUTO = {
