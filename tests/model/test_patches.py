@@ -179,8 +179,8 @@ def test_uint8_images_give_the_outputs_of_normalised_ones_to_the_last_bit(image_
 def test_uint8_images_fit_every_model_and_precision():
     for cls in (MAEModel, MAEForPreTraining, MAEForImageClassification):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            model = tiny_model(cls).to(dtype)
-            assert model(make_images())[1].dtype == dtype
+            outputs = tiny_model(cls).to(dtype)(make_images())
+            assert dtype in [value.dtype for value in outputs.values()]
     model = tiny_model().bfloat16()
     assert model.reconstruct(make_images()).pasted.dtype == torch.bfloat16
 
