@@ -192,7 +192,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 def written_files() -> list[Path]:
     patterns = ("benchmarks/*.md", "examples/recipes/*.yaml", "examples/accelerate/*.yaml", "examples/*.py")
-    patterns += ("mae/**/*.md", "mae/**/*.py", "configuration_mae.py", "modeling_mae.py", "benchmarks/*.py")
+    patterns += ("mae/**/*.md", "mae/**/*.py", "*_mae.py", "benchmarks/*.py")
     return PAGES + [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 

@@ -13,7 +13,8 @@ from types import ModuleType
 
 
 _AUTO_CLASSES = "transformers.models.auto.configuration_auto"  # the other modules of Auto classes import it
-_CONFIGURATION, _MODEL = "configuration_mae", "modeling_mae"
+_MODEL = "modeling_mae"
+_MODULES = ("attention_mae", "configuration_mae", "patches_mae", _MODEL)
 
 
 class _Registration:
@@ -29,7 +30,7 @@ class _Registration:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if not name.startswith("transformers.") and name not in (_CONFIGURATION, _MODEL):
+        if not name.startswith("transformers.") and name not in _MODULES:
             return None
         finders = [finder for finder in sys.meta_path if finder is not self]
         spec = next((spec for finder in finders if (spec := finder.find_spec(name, path, target))), None)

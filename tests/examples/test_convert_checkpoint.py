@@ -66,10 +66,12 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
     assert read <= 1e-5
     assert sorted(file.name for file in output.iterdir()) == [
         "README.md",
+        "attention_mae.py",
         "config.json",
         "configuration_mae.py",
         "model.safetensors",
         "modeling_mae.py",
+        "patches_mae.py",
         "preprocessor_config.json",
     ]
     model = AutoModelForPreTraining.from_pretrained(output)

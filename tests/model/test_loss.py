@@ -26,18 +26,17 @@ def test_loss_equals_closed_form(norm_pix_loss, channels, patch_size):
 
 
 def test_only_removed_patches_carry_loss():
-    model = tiny_model()
-    images, logits = make_images(), torch.randn(2, 16, 192)
-    mask = model(images).mask
-    loss = model.loss(images, logits, mask)
-    noisy = logits + torch.randn_like(logits)
-    visible = torch.where(mask[..., None] == 0, noisy, logits)
-    removed = torch.where(mask[..., None] == 1, noisy, logits)
-    assert model.loss(images, visible, mask) == loss
-    assert abs(model.loss(images, removed, mask) - loss) > 0.1
-    target = model.patchify(images)
-    painted = model.unpatchify(torch.where(mask[..., None] == 0, torch.zeros_like(target), target))
-    assert model.loss(painted, logits, mask) == loss
+    model, noise = tiny_model(), make_noise()
+    with torch.no_grad():  # the same prediction for every patch, which depends on no pixel
+        model.decoder.pred.weight.zero_()
+    patches = model.patchify(make_images())
+    images = [make_images()]
+    for value in (0, 1):
+        mask = model(images[0], noise=noise).mask[..., None]
+        images.append(model.unpatchify(torch.where(mask == value, torch.randn_like(patches), patches)))
+    loss, visible, removed = (model(image, noise=noise).loss for image in images)
+    assert loss == visible
+    assert abs(loss - removed) > 0.001
 
 
 def test_removed_pixels_are_unseen():
@@ -54,6 +53,16 @@ def test_removed_pixels_are_unseen():
 def test_return_loss_false_skips_the_loss():
     outputs = tiny_model()(make_images(), return_loss=False)
     assert outputs.loss is None and outputs.logits.shape == (2, 16, 192)
+
+
+def test_return_logits_false_skips_the_logits_and_keeps_the_loss():
+    model, noise = tiny_model(), make_noise()
+    sizes = []
+    model.decoder.pred.register_forward_hook(lambda module, inputs, output: sizes.append(output.shape[1]))
+    expected, outputs = (model(make_images(), noise=noise, return_logits=value) for value in (True, False))
+    assert outputs.logits is None and torch.equal(outputs.mask, expected.mask)
+    assert_close(outputs.loss, expected.loss)
+    assert sizes == [16, 12]  # without the visible patches
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])

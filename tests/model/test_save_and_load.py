@@ -26,6 +26,7 @@ from transformers import (
 
 import configuration_mae
 import modeling_mae
+from attention_mae import DEFAULT_ATTENTION
 from configuration_mae import MAEConfig
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
 from tests.support.models import KINDS, assert_close, model_of_kind, tiny_config
@@ -39,10 +40,12 @@ AUTO_MAP = {
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
 }
 FILES = [
+    "attention_mae.py",
     "config.json",
     "configuration_mae.py",
     "model.safetensors",
     "modeling_mae.py",
+    "patches_mae.py",
     "preprocessor_config.json",
 ]
 AUTO = {
@@ -310,7 +313,7 @@ def test_code_of_a_checkpoint_works_without_the_package(remote, saved):
             assert description["module"].startswith("transformers_modules.")
             assert description["frozen"] == FROZEN[cls.__name__]
         assert loaded["unexpected"] == []
-        assert again["attention"] == "eager" and loaded["attention"] == "sdpa"
+        assert again["attention"] == "eager" and loaded["attention"] == DEFAULT_ATTENTION
         assert loaded["image_size"] == 32 and resized["image_size"] == [48, 32]
         assert report[f"{name} saved"] == FILES and report[f"{name} auto_map"] == AUTO_MAP
         assert_close(outputs[f"{name} again"], outputs[name], 1e-5)  # eager against sdpa
