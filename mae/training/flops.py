@@ -50,7 +50,10 @@ def _block_flops(num_blocks: int, tokens: int, width: int, hidden: int) -> int:
 
 
 def forward_flops(config: MAEConfig) -> int:
-    """FLOPs of one image through [`MAEForPreTraining`], the encoder on the visible patches only."""
+    """
+    FLOPs of one image through [`MAEForPreTraining`] as it trains: the encoder sees the visible patches only, and only
+    the removed ones are predicted.
+    """
     patch_height, patch_width = to_pair(config.patch_size)
     patch_values = patch_height * patch_width * config.num_channels
     num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
@@ -59,9 +62,9 @@ def forward_flops(config: MAEConfig) -> int:
     decoder = _block_flops(
         config.decoder_num_hidden_layers, 1 + config.num_patches, decoder_width, config.decoder_intermediate_size
     )
-    embedding = 2 * config.num_patches * patch_values * width
+    embedding = 2 * num_visible * patch_values * width
     between = 2 * (1 + num_visible) * width * decoder_width
-    prediction = 2 * (1 + config.num_patches) * decoder_width * patch_values
+    prediction = 2 * (config.num_patches - num_visible) * decoder_width * patch_values
     return embedding + encoder + between + decoder + prediction
 
 
