@@ -4,7 +4,8 @@ The training step (forward, backward, AdamW) against other implementations and a
     python -m benchmarks.step [--model_size base] [--batch_size 16] [--rounds 7] [--precisions fp32 bf16]
 
 The peers are transformers' ViTMAE and, if timm is installed, the official implementation on timm's blocks
-(benchmarks/timm_mae.py). All alternate in one process. "Matrix products" is the floor: the products that the step
+(benchmarks/timm_mae.py). They get normalised images. This package gets uint8 images as in training, so that its step
+includes their normalisation. All alternate in one process. "Matrix products" is the floor: the products that the step
 cannot do without, forward and backward, with the same shapes and types, and nothing else (benchmarks/products.py).
 The ratio is the time of a row divided by the time of this package, the median over the rounds. The peak is the highest
 memory above what all models hold between steps. bf16 is autocast.
@@ -31,9 +32,10 @@ from benchmarks.timing import (
     median_ratio,
     table,
 )
-from configuration_mae import MAEConfig
+from configuration_mae import MAEConfig, to_pair
 from mae.training.optimization import make_optimizer
 from modeling_mae import MAEForPreTraining
+from patches_mae import normalize
 
 
 OURS, VIT_MAE, OFFICIAL, FLOOR = "this package", "ViTMAE", "official on timm", "matrix products"
@@ -56,8 +58,10 @@ def make_models(config: MAEConfig) -> dict[str, nn.Module]:
 
 def training_step(model: nn.Module, images: Tensor, noise: Tensor, precision: str) -> Callable[[], Tensor]:
     """A function that makes one step and returns its loss. The learning rate is 0, so all steps are alike."""
+    arguments = {}
     if isinstance(model, MAEForPreTraining):
         optimizer = make_optimizer(model, 0.05, (0.9, 0.95))
+        arguments["return_logits"] = False  # as in training
     else:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
@@ -65,7 +69,7 @@ def training_step(model: nn.Module, images: Tensor, noise: Tensor, precision: st
 
     def step() -> Tensor:
         with autocast(precision, images.device):
-            outputs = model(images, noise=noise)
+            outputs = model(images, noise=noise, **arguments)
         loss = outputs if isinstance(outputs, Tensor) else outputs.loss
         loss.backward()
         optimizer.step()
@@ -77,10 +81,15 @@ def training_step(model: nn.Module, images: Tensor, noise: Tensor, precision: st
 
 def compare(config: MAEConfig, batch_size: int, rounds: int, precision: str, device: torch.device) -> list[list[str]]:
     """Rows of the table for one precision."""
-    images = torch.randn(batch_size, config.num_channels, config.image_size, config.image_size, device=device)
+    shape = (batch_size, config.num_channels, *to_pair(config.image_size))
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    normalized = normalize(pixels, config)
     noise = torch.rand(batch_size, config.num_patches, device=device)
     models = {name: model.to(device) for name, model in make_models(config).items()}
-    steps = {name: training_step(model, images, noise, precision) for name, model in models.items()}
+    steps = {
+        name: training_step(model, pixels if name == OURS else normalized, noise, precision)
+        for name, model in models.items()
+    }
     floor = Multiplication(products_of_step(config, batch_size), DTYPES[precision], device)
     seconds = alternate({**steps, FLOOR: floor}, rounds)
     peaks = {FLOOR: "none"}

@@ -67,7 +67,7 @@ def measure(point: Point, precision: str, rounds: int) -> Cost:
 
     def step() -> None:
         with autocast(precision, device):
-            loss = model(images, noise=noise).loss
+            loss = model(images, noise=noise, return_logits=False).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
