@@ -30,17 +30,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.image_utils import PILImageResampling
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 
 try:
-    from .attention_mae import DEFAULT_ATTENTION, MAEAttention
+    from .attention_mae import DEFAULT_ATTENTION
     from .configuration_mae import MAEConfig, to_pair
+    from .layers_mae import MAEBlock, MAEPatchEmbeddings, resample_positions, sincos_positions
     from .patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -55,8 +54,9 @@ try:
 except ImportError:
     if __package__:
         raise
-    from attention_mae import DEFAULT_ATTENTION, MAEAttention
+    from attention_mae import DEFAULT_ATTENTION
     from configuration_mae import MAEConfig, to_pair
+    from layers_mae import MAEBlock, MAEPatchEmbeddings, resample_positions, sincos_positions
     from patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -136,94 +136,7 @@ class MAEReconstructionOutput(ModelOutput):
     mask: Tensor | None = None
 
 
-# Positions
-
-
-def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
-    """
-    Create the official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32. The first half
-    of the channels encodes the column and the second half the row, each as [sin | cos]. The released weights have this
-    order because `meshgrid` in the official code puts width first.
-    """
-    # An explicit device, because a model may be built under `torch.device("meta")`.
-    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4))
-    rows, columns = (torch.arange(side, dtype=torch.float64, device="cpu") for side in grid_size)
-    row_angles = torch.outer(rows, omega).repeat_interleave(len(columns), dim=0)
-    column_angles = torch.outer(columns, omega).repeat(len(rows), 1)
-    table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
-    return F.pad(table, (0, 0, 1, 0)).float()[None]
-
-
-def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """
-    Resample a position table `(1, 1 + L, D)` to another patch grid: bicubic in 2-D and float32, without antialiasing,
-    as in the official fine-tuning code. The cls row is unchanged.
-    """
-    if old_grid == new_grid:
-        return pos_embed
-    cls_row, patch_rows = pos_embed[:, :1], pos_embed[:, 1:]
-    patch_rows = patch_rows.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
-    patch_rows = F.interpolate(patch_rows, size=new_grid, mode="bicubic", align_corners=False)
-    patch_rows = patch_rows.permute(0, 2, 3, 1).flatten(1, 2)
-    return torch.cat([cls_row, patch_rows.to(pos_embed.dtype)], dim=1)
-
-
-# Blocks
-
-
-def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
-    """Apply stochastic depth: in training, drop whole samples with probability `rate` and rescale the others."""
-    if rate == 0 or not training:
-        return residual
-    keep = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(1 - rate)
-    return residual * keep / (1 - rate)
-
-
-class MAEMLP(nn.Module):
-    def __init__(self, config: MAEConfig, dim: int, intermediate_size: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, intermediate_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, dim)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(hidden_states)))
-
-
-class MAEBlock(GradientCheckpointingLayer):
-    """Pre-norm Transformer block, for encoder and decoder."""
-
-    drop_path_rate = 0.0
-
-    def __init__(self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.attn = MAEAttention(config, dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.mlp = MAEMLP(config, dim, intermediate_size)
-
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        residual, attentions = self.attn(self.norm1(hidden_states), output_attentions)
-        hidden_states = hidden_states + drop_path(residual, self.drop_path_rate, self.training)
-        residual = self.mlp(self.norm2(hidden_states))
-        return hidden_states + drop_path(residual, self.drop_path_rate, self.training), attentions
-
-
-class MAEPatchEmbeddings(nn.Module):
-    """
-    Linear projection of patches: images `(B, C, H, W)` -> `(B, L, D)` in raster order, or patches `(B, N, P)` ->
-    `(B, N, D)`.
-    """
-
-    def __init__(self, config: MAEConfig):
-        super().__init__()
-        patch_size = to_pair(config.patch_size)
-        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        if pixel_values.ndim == 3:  # as a product, which takes a fifth of the time of a convolution on a CPU
-            return F.linear(pixel_values, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)
+# Models
 
 
 class MAEDecoder(nn.Module):
@@ -262,9 +175,6 @@ class MAEDecoder(nn.Module):
         for block in self.blocks:
             hidden_states, _ = block(hidden_states)
         return self.pred(self.norm(hidden_states[:, 1 + num_skipped :]))
-
-
-# Models
 
 
 def _own_size_first(name_or_path, config, kwargs) -> tuple:

@@ -70,6 +70,7 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
         "config.json",
         "configuration_mae.py",
         "model.safetensors",
+        "layers_mae.py",
         "modeling_mae.py",
         "patches_mae.py",
         "preprocessor_config.json",

@@ -47,6 +47,7 @@ PUSHED = [
     "loss_curve.png",
     "metrics.jsonl",
     "model.safetensors",
+    "layers_mae.py",
     "modeling_mae.py",
     "patches_mae.py",
     "preprocessor_config.json",

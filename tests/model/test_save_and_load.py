@@ -44,6 +44,7 @@ FILES = [
     "config.json",
     "configuration_mae.py",
     "model.safetensors",
+    "layers_mae.py",
     "modeling_mae.py",
     "patches_mae.py",
     "preprocessor_config.json",
