@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
+from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate_values
 from mae.conversion.layouts import count_blocks, has_part
 from mae.conversion.report import LoadReport
@@ -36,7 +36,7 @@ _TRAINER_ARGUMENTS = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_rati
 # is resampled, inflated or newly initialised, which is reported.
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
 _FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
-_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *LABEL_FIELDS}
 _DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
 _KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
@@ -174,7 +174,7 @@ def check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
     scratch = MAEConfig()
     for name, value in overrides.items():
-        if name not in CONFIG_FIELDS and name not in LABEL_FIELDS:
+        if name not in (*CONFIG_FIELDS, *DENSE_FIELDS, *LABEL_FIELDS):
             raise UserError(f"{name} is not a field of the configuration.")
         if name in CONFIG_FIELDS:
             with configuration_errors(f"{name}={value!r}: "):

@@ -70,6 +70,7 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
         "config.json",
         "configuration_mae.py",
         "model.safetensors",
+        "dense_mae.py",
         "layers_mae.py",
         "modeling_mae.py",
         "patches_mae.py",

@@ -36,6 +36,8 @@ AUTO_MAP = {
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_mae.MAEForSemanticSegmentation",
 }
 PUSHED = [
     "README.md",
@@ -47,6 +49,7 @@ PUSHED = [
     "loss_curve.png",
     "metrics.jsonl",
     "model.safetensors",
+    "dense_mae.py",
     "layers_mae.py",
     "modeling_mae.py",
     "patches_mae.py",

@@ -26,6 +26,7 @@ MODEL = [
     "config.json",
     "configuration_mae.py",
     "model.safetensors",
+    "dense_mae.py",
     "layers_mae.py",
     "modeling_mae.py",
     "patches_mae.py",

@@ -38,12 +38,15 @@ AUTO_MAP = {
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_mae.MAEForSemanticSegmentation",
 }
 FILES = [
     "attention_mae.py",
     "config.json",
     "configuration_mae.py",
     "model.safetensors",
+    "dense_mae.py",
     "layers_mae.py",
     "modeling_mae.py",
     "patches_mae.py",
