@@ -667,7 +667,7 @@ class MAEForImageClassification(MAEPreTrainedModel):
     With `config.head_batch_norm` a batch norm precedes the classifier, as in the official linear probe.
     """
 
-    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^mae\.norm\."]
+    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^(mae\.)?norm\."]
     _pipeline_tag = "image-classification"
     _positions_trainable = True
 
@@ -766,7 +766,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     position table is resampled for them, and trained.
     """
 
-    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^mae\.norm\."]
+    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^(mae\.)?norm\."]
     _positions_trainable = True
 
     def __init__(self, config: MAEConfig):
@@ -807,7 +807,7 @@ class MAEForSemanticSegmentation(MAEPreTrainedModel):
     auxiliary head for training. Image sizes, norm and positions are as in [`MAEBackbone`].
     """
 
-    _keys_to_ignore_on_load_unexpected = [*_other_parts("decode_head"), r"^mae\.norm\."]
+    _keys_to_ignore_on_load_unexpected = [*_other_parts("decode_head"), r"^(mae\.)?norm\."]
     _pipeline_tag = "image-segmentation"
     _positions_trainable = True
 
