@@ -187,9 +187,9 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             setattr(self, name, None if value is None else [float(channel) for channel in value])
         if self.class_weights is not None:
             self.class_weights = [float(weight) for weight in self.class_weights]
-        selected = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
-        if selected != (None, None):
-            self.set_output_features_output_indices(*selected)
+        selected = [kwargs.pop(name, None) for name in ("out_features", "out_indices")]
+        if selected != [None, None]:
+            self.set_output_features_output_indices(*(value if value is None else list(value) for value in selected))
         super().__post_init__(**kwargs)
 
     @classmethod
