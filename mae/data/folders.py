@@ -23,7 +23,7 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testi
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
-def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSource:
+def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[str] | None = None) -> ImageFileSource:
     """
     All image files below a folder, at any depth, in any case of the extension.
 
@@ -34,6 +34,7 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
         folder: The folder; `~` is the user's home.
         flag: The flag that names it, for errors.
         num_channels: Images with another number of channels than 1 and 3 are arrays.
+        extensions: Extensions of the files, instead of those of images with so many channels.
 
     Raises:
         UserError: if there is no such folder, if it is the output directory of a run, or if it holds no image.
@@ -47,7 +48,8 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
             f"{flag} {folder} is the output directory of a run, whose pictures are no training images. Use another "
             "folder for the run or for the images."
         )
-    extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
+    if extensions is None:
+        extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
     listing = _Listing(root, extensions)
     files, index = {}, []
     for path in listing.walk():

@@ -60,6 +60,7 @@ def open_dataset(
     retry_minutes: float = 0,
     streaming: bool = True,
     validation_splits: Sequence[str] = ("validation", "test"),
+    find_column: Callable[[dict[str, Any], str | None], str] = find_image_column,
 ) -> tuple[Source, Source | None]:
     """
     Open a data set: Parquet or image files on the Hub, at the commit that `revision` names now; a folder of Parquet
@@ -68,6 +69,7 @@ def open_dataset(
 
     Args:
         validation_splits: Splits that may be used for validation. The first that exists is.
+        find_column: Finds the column of images.
 
     Returns:
         Its train split, and its validation split if there is one.
@@ -75,7 +77,7 @@ def open_dataset(
     Raises:
         UserError: if it cannot be opened, or is of a format that cannot be streamed.
     """
-    dataset = _Dataset(name, config_name, image_column_name, revision, retry_minutes)
+    dataset = _Dataset(name, config_name, image_column_name, revision, retry_minutes, find_column)
     splits = dataset.open(streaming)
     if "train" not in splits:
         raise UserError(f"--dataset_name {name} has no train split. Its splits: {', '.join(splits)}.")
@@ -92,6 +94,7 @@ class _Dataset:
     image_column_name: str | None
     revision: str | None
     retry_minutes: float
+    find_column: Callable[[dict[str, Any], str | None], str] = find_image_column
     files: dict[str, list[str]] = field(default_factory=dict)  # of each split
 
     def __post_init__(self) -> None:
@@ -215,7 +218,7 @@ class _Dataset:
     def _stream_parquet(self, split: str) -> ParquetSource:
         row_groups, footers = read_footers(self.files[split], self.retry_minutes)
         dataset = self._retry(lambda: load_dataset(**self._arguments, split=split, streaming=True)._resolve_features())
-        column = find_image_column(dataset.features, self.image_column_name)
+        column = self.find_column(dataset.features, self.image_column_name)
         return ParquetSource(row_groups, column, footers, self.revision, dict(dataset.features), self.retry_minutes)
 
     def _stream_files(self, split: str) -> ImageFileSource:
@@ -248,7 +251,7 @@ class _Dataset:
     def _arrow_source(self, dataset: datasets.Dataset, split: str) -> ArrowSource:
         if not len(dataset):
             raise UserError(f"--dataset_name {self.name} holds no rows.")
-        column = find_image_column(dataset.features, self.image_column_name)
+        column = self.find_column(dataset.features, self.image_column_name)
         return self._retry(lambda: ArrowSource(dataset, column, split, self.revision), minutes=0)
 
 
