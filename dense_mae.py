@@ -6,7 +6,7 @@ In the docstrings B is the batch size, H and W the image size in pixels, h and w
 in a row, L = h * w, and D the encoder width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNet
 
 
 try:
-    from .configuration_mae import MAEConfig
-    from .patches_mae import constant
+    from .configuration_mae import MAEConfig, to_pair
+    from .patches_mae import constant, normalize
 except ImportError:
     if __package__:
         raise
-    from configuration_mae import MAEConfig
-    from patches_mae import constant
+    from configuration_mae import MAEConfig, to_pair
+    from patches_mae import constant, normalize
 
 
 def to_feature_map(hidden_states: Tensor, grid_size: tuple[int, int]) -> Tensor:
@@ -106,3 +106,81 @@ def segmentation_loss(logits: Tensor, labels: Tensor, config: MAEConfig) -> Tens
         counts = counts * weights[labels.masked_fill(~counts, 0)]
     count = counts.sum()
     return total / torch.where(count > 0, count, 1)
+
+
+def window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Starts of windows that cover a side and overlap by at least a share of a window; [0] if one is enough."""
+    if length <= window:
+        return [0]
+    stride = max(int(window * (1 - overlap)), 1)
+    count = -(-(length - window) // stride) + 1
+    return [round(number * (length - window) / (count - 1)) for number in range(count)]
+
+
+def window_weights(window: tuple[int, int], device: torch.device) -> Tensor:
+    """Weight of each pixel of a window, of its shape: it falls linearly from 1 in the centre towards the edges."""
+    falls = []
+    for side in window:
+        places = torch.arange(side, device=device, dtype=torch.float32)
+        falls.append(torch.minimum(places + 1, side - places) / ((side + 1) // 2))
+    return falls[0][:, None] * falls[1]
+
+
+class TiledSegmentation:
+    """Segmentation of images of any size in overlapping windows of `config.image_size`."""
+
+    @torch.no_grad()
+    def score_bands(
+        self, image: Tensor, overlap: float = 1 / 3, batch_size: int = 8
+    ) -> Iterator[tuple[int, Tensor]]:
+        """
+        Score the pixels of one image, a band of rows at a time. Where windows overlap, their scores are averaged, with
+        weights that fall towards the edges of a window. Memory grows with the width of the image, not with its height.
+
+        Args:
+            image (`torch.Tensor` of shape `(C, H, W)`):
+                Normalised pixels, or uint8. Sides shorter than a window are filled up with the mean colour.
+            overlap (`float`, *optional*, defaults to 1/3):
+                Smallest share of a window that it has in common with the next one, in [0, 1).
+            batch_size (`int`, *optional*, defaults to 8):
+                Windows that are encoded at once.
+
+        Yields:
+            The first row of a band, and its float32 scores `(num_labels, rows, W)`. Bands follow each other without
+            gaps.
+        """
+        if not 0 <= overlap < 1:
+            raise ValueError(f"overlap={overlap} must be in [0, 1).")
+        device = self.get_input_embeddings().proj.weight.device
+        window = to_pair(self.config.image_size)
+        (height, width), weights = image.shape[1:], window_weights(window, device)
+        lefts = window_starts(width, window[1], overlap)
+        tops = window_starts(height, window[0], overlap)
+        scores = torch.zeros(self.config.num_labels, window[0], max(width, window[1]), device=device)
+        total = torch.zeros(scores.shape[1:], device=device)
+        for top, next_top in zip(tops, [*tops[1:], height]):
+            for start in range(0, len(lefts), batch_size):
+                some = lefts[start : start + batch_size]
+                windows = torch.stack([self._cut_window(image, top, left, window, device) for left in some])
+                for left, logits in zip(some, self(windows).logits.float()):
+                    scores[:, :, left : left + window[1]] += logits * weights
+                    total[:, left : left + window[1]] += weights
+            rows = next_top - top
+            yield top, (scores[:, :rows] / total[:rows])[:, :, :width]
+            scores = torch.cat([scores[:, rows:], torch.zeros_like(scores[:, :rows])], dim=1)
+            total = torch.cat([total[rows:], torch.zeros_like(total[:rows])])
+
+    def _cut_window(self, image: Tensor, top: int, left: int, window: tuple[int, int], device: torch.device) -> Tensor:
+        pixels = image[:, top : top + window[0], left : left + window[1]].to(device, non_blocking=True)
+        if pixels.dtype == torch.uint8:
+            pixels = normalize(pixels, self.config)
+        height, width = pixels.shape[1:]
+        return F.pad(pixels, (0, window[1] - width, 0, window[0] - height))
+
+    def segment(self, image: Tensor, overlap: float = 1 / 3, batch_size: int = 8) -> Tensor:
+        """
+        Find the class of each pixel of one image of any size, int64 of shape `(H, W)` on the CPU. Arguments as in
+        [`~TiledSegmentation.score_bands`]. The model should be in evaluation mode.
+        """
+        bands = self.score_bands(image, overlap, batch_size)
+        return torch.cat([scores.argmax(dim=0).cpu() for _, scores in bands])

@@ -45,7 +45,14 @@ from transformers.utils.generic import can_return_tuple
 try:
     from .attention_mae import DEFAULT_ATTENTION
     from .configuration_mae import MAEConfig, to_pair
-    from .dense_mae import MAEFeaturePyramid, make_heads, resize_logits, segmentation_loss, to_feature_map
+    from .dense_mae import (
+        MAEFeaturePyramid,
+        TiledSegmentation,
+        make_heads,
+        resize_logits,
+        segmentation_loss,
+        to_feature_map,
+    )
     from .layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from .patches_mae import (
         MaskedPatches,
@@ -63,7 +70,14 @@ except ImportError:
         raise
     from attention_mae import DEFAULT_ATTENTION
     from configuration_mae import MAEConfig, to_pair
-    from dense_mae import MAEFeaturePyramid, make_heads, resize_logits, segmentation_loss, to_feature_map
+    from dense_mae import (
+        MAEFeaturePyramid,
+        TiledSegmentation,
+        make_heads,
+        resize_logits,
+        segmentation_loss,
+        to_feature_map,
+    )
     from layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from patches_mae import (
         MaskedPatches,
@@ -800,7 +814,7 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         )
 
 
-class MAEForSemanticSegmentation(MAEPreTrainedModel):
+class MAEForSemanticSegmentation(TiledSegmentation, MAEPreTrainedModel):
     """
     The encoder with a head that scores every pixel. `config.segmentation_head` selects it: "linear" is a batch norm
     and a 1 x 1 convolution on the last block, "upernet" is transformers' UPerNet on a feature pyramid, with an

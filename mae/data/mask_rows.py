@@ -220,7 +220,7 @@ class MaskStatistics:
 
 def scan_masks(masks: Masks, source: Source, what: str) -> MaskStatistics:
     """
-    Read every mask once, with a progress bar. Sizes are compared with those of the images if these are on this machine.
+    Read every mask once, with a progress bar. If the images are on this machine, sizes are compared with theirs.
 
     Args:
         what: The flag that names the masks, for errors.
@@ -282,9 +282,9 @@ def _count(statistics: MaskStatistics, masks: Masks, row: int, mask: RawMask, wh
         statistics.is_colour, statistics.first_readable = mask.is_colour, row
     elif statistics.is_colour != mask.is_colour:
         kinds = ("values", "colours") if mask.is_colour else ("colours", "values")
+        names = masks.name(statistics.first_readable), masks.name(row)
         raise UserError(
-            f"{what}: {masks.name(statistics.first_readable)} has {kinds[0]}, and {masks.name(row)} has {kinds[1]}. Masks must be of one "
-            "kind."
+            f"{what}: {names[0]} has {kinds[0]}, and {names[1]} has {kinds[1]}. Masks must be of one kind."
         )
     if mask.values.dtype == np.uint8:
         counts = np.bincount(mask.values.ravel(), minlength=256)

@@ -80,8 +80,8 @@ def read_mask(data: bytes | str, name: str) -> RawMask:
         return RawMask(red << 16 | green << 8 | blue, is_colour=True)
     if picture.mode not in _VALUE_MODES:
         raise UserError(
-            f"The mask {name} has pixels of Pillow's mode {picture.mode}. Masks have one whole number per pixel (modes "
-            "1, L, P, I and I;16), or colours (RGB)."
+            f"The mask {name} has pixels of Pillow's mode {picture.mode}. Masks have one whole number per pixel "
+            "(modes 1, L, P, I and I;16), or colours (RGB)."
         )
     return check_array(np.asarray(picture), name)
 
@@ -242,7 +242,7 @@ def make_coding(
 
     Args:
         ignore_value: The number of pixels that do not count; None if there is none.
-        reduce_labels: Whether 0 does not count either, and the other values are one larger than the numbers of classes.
+        reduce_labels: Whether 0 does not count either, and other values are one larger than the numbers of classes.
         what: The flag that names the masks, for errors.
 
     Raises:
