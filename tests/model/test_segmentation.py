@@ -292,17 +292,20 @@ def test_other_head_or_other_classes_get_a_new_head(tmp_path):
 # Image processors and pipelines
 
 
-def test_saved_processor_is_a_stock_one_that_makes_masks(tmp_path):
-    segmenter(image_size=(32, 64), image_mean=0.4, image_std=0.2).save_pretrained(tmp_path)
+@pytest.mark.parametrize("size", [(32, 64), (32, 32)])
+def test_saved_processor_is_a_stock_one_that_makes_masks(size, tmp_path):
+    model = segmenter(image_size=size, image_mean=0.4, image_std=0.2)
+    model.save_pretrained(tmp_path)
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert isinstance(processor, BeitImageProcessor)
     assert json.loads((tmp_path / "preprocessor_config.json").read_text())["do_reduce_labels"] is False
-    picture = Image.fromarray(np.full((50, 70, 3), 102, np.uint8))
-    pixel_values = processor(picture, return_tensors="pt").pixel_values
-    assert pixel_values.shape == (1, 3, 32, 64)  # whole, nothing is cut off
-    assert_close(pixel_values, torch.zeros(1, 3, 32, 64))
-    outputs = segmenter(image_size=(32, 64))(pixel_values)
-    (mask,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(50, 70)])
+    pixels = np.full((50, 70, 3), 102, np.uint8)
+    pixels[:, :5] = 255
+    pixel_values = processor(Image.fromarray(pixels), return_tensors="pt").pixel_values
+    assert pixel_values.shape == (1, 3, *size)
+    assert_close(pixel_values[..., 0], torch.full((1, 3, 32), 3.0), 0.1)  # nothing is cut off
+    assert_close(pixel_values[..., -8:], torch.zeros(1, 3, 32, 8))
+    (mask,) = processor.post_process_semantic_segmentation(model(pixel_values), target_sizes=[(50, 70)])
     assert mask.shape == (50, 70)
 
 
