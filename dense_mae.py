@@ -126,13 +126,15 @@ def window_weights(window: tuple[int, int], device: torch.device) -> Tensor:
     return falls[0][:, None] * falls[1]
 
 
-class TiledSegmentation:
-    """Segmentation of images of any size in overlapping windows of `config.image_size`."""
+class SegmentationMixin:
+    """Loss, and segmentation of images of any size in overlapping windows of `config.image_size`."""
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of scores `(B, num_labels, H, W)` for `labels`, see `forward`."""
+        return segmentation_loss(logits, labels.to(logits.device), self.config)
 
     @torch.no_grad()
-    def score_bands(
-        self, image: Tensor, overlap: float = 1 / 3, batch_size: int = 8
-    ) -> Iterator[tuple[int, Tensor]]:
+    def score_bands(self, image: Tensor, overlap: float = 1 / 3, batch_size: int = 8) -> Iterator[tuple[int, Tensor]]:
         """
         Score the pixels of one image, a band of rows at a time. Where windows overlap, their scores are averaged, with
         weights that fall towards the edges of a window. Memory grows with the width of the image, not with its height.
@@ -180,7 +182,7 @@ class TiledSegmentation:
     def segment(self, image: Tensor, overlap: float = 1 / 3, batch_size: int = 8) -> Tensor:
         """
         Find the class of each pixel of one image of any size, int64 of shape `(H, W)` on the CPU. Arguments as in
-        [`~TiledSegmentation.score_bands`]. The model should be in evaluation mode.
+        [`~SegmentationMixin.score_bands`]. The model should be in evaluation mode.
         """
         bands = self.score_bands(image, overlap, batch_size)
         return torch.cat([scores.argmax(dim=0).cpu() for _, scores in bands])

@@ -45,14 +45,7 @@ from transformers.utils.generic import can_return_tuple
 try:
     from .attention_mae import DEFAULT_ATTENTION
     from .configuration_mae import MAEConfig, to_pair
-    from .dense_mae import (
-        MAEFeaturePyramid,
-        TiledSegmentation,
-        make_heads,
-        resize_logits,
-        segmentation_loss,
-        to_feature_map,
-    )
+    from .dense_mae import MAEFeaturePyramid, SegmentationMixin, make_heads, resize_logits, to_feature_map
     from .layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from .patches_mae import (
         MaskedPatches,
@@ -70,14 +63,7 @@ except ImportError:
         raise
     from attention_mae import DEFAULT_ATTENTION
     from configuration_mae import MAEConfig, to_pair
-    from dense_mae import (
-        MAEFeaturePyramid,
-        TiledSegmentation,
-        make_heads,
-        resize_logits,
-        segmentation_loss,
-        to_feature_map,
-    )
+    from dense_mae import MAEFeaturePyramid, SegmentationMixin, make_heads, resize_logits, to_feature_map
     from layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from patches_mae import (
         MaskedPatches,
@@ -814,11 +800,12 @@ class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
         )
 
 
-class MAEForSemanticSegmentation(TiledSegmentation, MAEPreTrainedModel):
+class MAEForSemanticSegmentation(SegmentationMixin, MAEPreTrainedModel):
     """
     The encoder with a head that scores every pixel. `config.segmentation_head` selects it: "linear" is a batch norm
     and a 1 x 1 convolution on the last block, "upernet" is transformers' UPerNet on a feature pyramid, with an
-    auxiliary head for training. Image sizes, norm and positions are as in [`MAEBackbone`].
+    auxiliary head for training. Image sizes, norm and positions are as in [`MAEBackbone`]. `segment` takes images of
+    any size.
     """
 
     _keys_to_ignore_on_load_unexpected = [*_other_parts("decode_head"), r"^(mae\.)?norm\."]
@@ -895,10 +882,6 @@ class MAEForSemanticSegmentation(TiledSegmentation, MAEPreTrainedModel):
             hidden_states=outputs.hidden_states if output_hidden_states else None,
             attentions=outputs.attentions,
         )
-
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Loss of scores `(B, num_labels, H, W)` for `labels`, see [`~MAEForSemanticSegmentation.forward`]."""
-        return segmentation_loss(logits, labels.to(logits.device), self.config)
 
 
 def make_image_processor(config: MAEConfig, segmentation: bool = False):

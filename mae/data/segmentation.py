@@ -118,7 +118,7 @@ class SegmentationTransform(MaskedImageTransform):
         if strength := augmentation.color_jitter:
             if config.num_channels not in (1, 3):
                 raise UserError(
-                    f"--color_jitter is for images of 1 or 3 channels, not {config.num_channels}. Use --color_jitter 0."
+                    f"--color_jitter needs images of 1 or 3 channels, not {config.num_channels}. Use --color_jitter 0."
                 )
             self.jitter = v2.ColorJitter(
                 brightness=min(strength * 32 / 255, 1),

@@ -14,7 +14,7 @@ from mae.data.labels import Labels
 from mae.data.sources import Source
 from mae.data.subsets import origin_columns
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
-from mae.evaluation.inference import EvaluationBatches, Outputs, map_images
+from mae.evaluation.inference import EvaluationBatches, Outputs, broadcast_buffers, map_images
 from mae.evaluation.metrics import average_precision, confusion_matrix, ratio
 from mae.evaluation.visualization import save_confusion_matrix
 from mae.utils.distributed import is_main_process
@@ -58,10 +58,7 @@ class AccuracyEvaluator:
     every_epochs: ClassVar[None] = None
 
     def __call__(self, model: MAEForImageClassification, context: EvaluationContext) -> Evaluation | None:
-        if torch.distributed.is_initialized():
-            # Batch norm has statistics of its own on each rank, and rank 0 saves its own.
-            for buffer in model.head_norm.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        broadcast_buffers(model.head_norm)
         if self.features is None:
             outputs = self._judge_images(model, context)
         else:

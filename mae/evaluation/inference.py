@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather, gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from configuration_mae import MAEConfig
 from mae.data.batch import Batch
-from mae.data.dataset import SampleDataset
+from mae.data.dataset import SampleDataset, Transform
 from mae.data.loader import batches, make_loader
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
@@ -42,7 +42,8 @@ class Outputs:
 
 class EvaluationBatches:
     """
-    Batches of this rank's share of the images of a source, prepared by the model's image processor.
+    Batches of this rank's share of the images of a source, prepared by the model's image processor, or by another
+    `transform` that is set.
 
     Each image is in one batch of one rank. All ranks have equally many batches: a rank with a smaller share ends with
     blank ones.
@@ -54,10 +55,16 @@ class EvaluationBatches:
     """
 
     def __init__(
-        self, source: Source, config: MAEConfig, batch_size: int, num_workers: int = 0, retry_minutes: float = 0
+        self,
+        source: Source,
+        config: MAEConfig,
+        batch_size: int,
+        num_workers: int = 0,
+        retry_minutes: float = 0,
     ):
         self.source = source
         self.config = config
+        self.transform: Transform = EvaluationTransform(config)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.retry_minutes = retry_minutes
@@ -71,7 +78,7 @@ class EvaluationBatches:
         return -(-self.largest_share // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        dataset, num_left = SampleDataset(EvaluationTransform(self.config)), len(self)
+        dataset, num_left = SampleDataset(self.transform), len(self)
         if self.last > self.first:
             loader = make_loader(self._stream(), dataset, self.num_workers)
             for batch in batches(loader):
@@ -88,6 +95,13 @@ class EvaluationBatches:
             source = take_rows(source, np.arange(self.first, self.last))
         order = SampleOrder(source.group_sizes, seed=0, lanes=1, shuffle_buffer_size=_ROWS_PER_READ)
         return SampleStream(source, order, self.batch_size, stop=size, retry_minutes=self.retry_minutes)
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give all ranks the buffers of rank 0, which saves its own: batch norm has statistics of its own on each rank."""
+    if torch.distributed.is_initialized():
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, 0)
 
 
 class _Gatherer:

@@ -1,4 +1,6 @@
-"""Classification metrics."""
+"""Metrics of classification and segmentation."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -32,3 +34,44 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
             precision = recalled / (np.flatnonzero(is_last_of_equals) + 1)
             precisions[number] = (np.diff(recalled, prepend=0) * precision).sum() / hits.sum()
     return precisions
+
+
+@dataclass(frozen=True)
+class SegmentationScores:
+    """
+    Scores of each class, NaN for a class that occurs in neither truth nor prediction, and scores of all pixels.
+
+    Args:
+        iou: Intersection over union, or Jaccard index.
+        dice: Dice coefficient, or F1.
+        recall, precision: NaN also for a class without true, or without predicted pixels.
+        pixel_accuracy: Share of the pixels whose class is predicted.
+    """
+
+    iou: np.ndarray
+    dice: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    pixel_accuracy: float
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean over the classes that occur."""
+        return float(np.nanmean(self.iou))
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the classes that occur."""
+        return float(np.nanmean(self.dice))
+
+
+def segmentation_scores(matrix: np.ndarray) -> SegmentationScores:
+    """Scores of a confusion matrix of pixels, int64 by true class (row) and predicted class (column)."""
+    correct, true, predicted = matrix.diagonal(), matrix.sum(axis=1), matrix.sum(axis=0)
+    return SegmentationScores(
+        iou=ratio(correct, true + predicted - correct),
+        dice=ratio(2 * correct, true + predicted),
+        recall=ratio(correct, true),
+        precision=ratio(correct, predicted),
+        pixel_accuracy=float(correct.sum() / matrix.sum()),
+    )

@@ -1,7 +1,7 @@
 """Figures of a run: loss curve, reconstructions, confusion matrix."""
 
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from modeling_mae import MAEForPreTraining, MAEReconstructionOutput
 _SCORES = {
     "eval_accuracy": "accuracy",
     "eval_accuracy_top5": "top-5 accuracy",
+    "eval_mean_iou": "mean IoU",
+    "eval_pixel_accuracy": "pixel accuracy",
     "eval_mean_average_precision": "mean average precision",
     "eval_knn_accuracy": f"accuracy of {NUM_NEIGHBOURS} neighbours",
 }
@@ -31,7 +33,7 @@ _MANY_STEPS = 20
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """The style of all figures; the user's own settings of matplotlib stay as they are."""
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
         yield
@@ -60,7 +62,7 @@ def save_curve(
         return [step for step, _ in points], [value for _, value in points]
 
     scores = {name: series(key) for key, name in _SCORES.items() if series(key)[0]}
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(8, 8 if scores else 5.5), layout="constrained")
         ratios = [4, 3, 1] if scores else [4, 1]
         top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
@@ -111,16 +113,19 @@ def _draw_scores(axis: Axes, scores: dict[str, tuple[list, list]], label: str) -
     axis.legend(frameon=False, loc="lower right")
 
 
-def save_confusion_matrix(matrix: np.ndarray, names: list[str], path: Path, title: str) -> None:
+def save_confusion_matrix(
+    matrix: np.ndarray, names: Sequence[str], path: Path, title: str, show_counts: bool = True
+) -> None:
     """
-    Draw a confusion matrix as shares of the images of each class, with counts if there are few classes.
+    Draw a confusion matrix as shares of each true class, with numbers if there are few classes.
 
     Args:
         matrix: Counts by true class (row) and predicted class (column).
+        show_counts: Whether the numbers are counts or, if these would be too long, shares.
     """
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     size = min(max(5.0, 0.42 * len(names) + 2.5), 14)
-    with _style():
+    with figure_style():
         figure = Figure(figsize=(size + 1, size), layout="constrained")
         axis = figure.subplots()
         picture = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -136,7 +141,8 @@ def save_confusion_matrix(matrix: np.ndarray, names: list[str], path: Path, titl
             for row, column in np.ndindex(*matrix.shape):
                 if matrix[row, column]:
                     color = "white" if shares[row, column] > 0.6 else "black"
-                    axis.text(column, row, f"{matrix[row, column]}", ha="center", va="center", fontsize=8, color=color)
+                    words = f"{matrix[row, column]}" if show_counts else f"{shares[row, column]:.1%}"
+                    axis.text(column, row, words, ha="center", va="center", fontsize=8, color=color)
         figure.savefig(path, dpi=120)
 
 
@@ -162,7 +168,7 @@ def save_reconstruction(
     num_images, (height, width) = len(pixel_values), pixel_values.shape[2:]
     per_row = min(2, num_images)
     num_rows = -(-num_images // per_row)
-    with _style():
+    with figure_style():
         size = _CELL * (_COLUMNS * per_row + 0.4), _CELL * height / width * num_rows + 0.9
         figure = Figure(figsize=size, layout="constrained")
         groups = figure.subfigures(1, per_row, wspace=0.04, squeeze=False)[0]

@@ -28,6 +28,7 @@ from mae.utils.files import (
     RECIPE_FILE,
     RECONSTRUCTION_FILE,
     RESULTS_FILE,
+    SEGMENTATION_FILE,
 )
 from mae.utils.retries import retry, status_of
 
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 LOG_FILES = (RECIPE_FILE, ENVIRONMENT_FILE, METRICS_FILE, EVALUATIONS_FILE)
-_FIGURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE)
+_FIGURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE, SEGMENTATION_FILE)
 _PUSHED_FILES = (*MODEL_FILES, CARD_FILE, *LOG_FILES, RESULTS_FILE, CLASSES_FILE, *_FIGURES)
 # Flags of a recipe that may hold paths.
 _PATH_FLAGS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path", "config_name")

@@ -42,6 +42,7 @@ from mae.utils.files import (
     EVALUATIONS_FILE,
     LOCK_FILE,
     LOGS_FOLDER,
+    MASKS_FOLDER,
     METRICS_FILE,
     MODEL_FILES,
     PICTURES_FOLDER,
@@ -51,6 +52,7 @@ from mae.utils.files import (
     RECONSTRUCTION_FILE,
     RESULTS_FILE,
     RUN_FILE,
+    SEGMENTATION_FILE,
     SET_ASIDE,
     SKIPPED_FILE,
     UNFINISHED,
@@ -81,6 +83,8 @@ _FILES = {
     CONFUSION_FILE,
     CLASSES_FILE,
     PREDICTIONS_FILE,
+    SEGMENTATION_FILE,
+    MASKS_FOLDER,
     *MODEL_FILES,
 }
 # A temporary file has the number of its process in its name, a folder has not.
