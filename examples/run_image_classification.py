@@ -16,7 +16,7 @@ to resume. Exit codes: 0 finished; 1 the run failed; 2 invalid arguments, nothin
 checkpoint was saved. Launchers may replace the code.
 """
 
-from mae.arguments.recipes import ClassificationFlags
+from mae.arguments.classification import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script

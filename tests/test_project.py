@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.classification import ClassificationFlags
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.model import build_model, read_checkpoint
 from mae.cli.parser import parse_arguments

@@ -8,9 +8,9 @@ import datasets
 import numpy as np
 from huggingface_hub import constants
 
+from mae.arguments.classification import ProtocolArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.model import FeatureArguments
-from mae.arguments.recipes import ProtocolArguments
 from mae.data.folders import open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset

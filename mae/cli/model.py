@@ -9,9 +9,10 @@ from accelerate.utils import set_seed
 from transformers import BaseImageProcessor, PreTrainedConfig
 
 from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, MAEConfig, to_size
+from mae.arguments.classification import ClassificationFlags, ClassificationRecipe
 from mae.arguments.model import FeatureArguments, ModelArguments
 from mae.arguments.overrides import parse_overrides, parse_statistics
-from mae.arguments.recipes import ClassificationFlags, ClassificationRecipe, Recipe
+from mae.arguments.recipes import Recipe
 from mae.arguments.run import RunArguments
 from mae.cli.data import set_cache
 from mae.conversion.layouts import has_part
@@ -22,7 +23,7 @@ from mae.data.labels import Labels
 from mae.data.normalization import measure_statistics
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
-from mae.training.classification import freeze_encoder
+from mae.training.transfer import freeze_encoder
 from mae.utils.errors import UserError, configuration_errors, first_line
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
 

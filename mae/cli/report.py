@@ -13,7 +13,7 @@ from mae.cli.data import short_data_name
 from mae.conversion.hub_files import hub_name
 from mae.evaluation.reconstruction import picture_path
 from mae.evaluation.visualization import save_curve
-from mae.hub.cards import RunFacts, classification_card, pretraining_card
+from mae.hub.cards import RunFacts, classification_card, pretraining_card, segmentation_card
 from mae.training.accelerator import describe_environment
 from mae.training.run_directory import RunDirectory
 from mae.training.setup import Training
@@ -22,10 +22,12 @@ from mae.utils.files import (
     CLASSES_FILE,
     CONFUSION_FILE,
     CURVE_FILE,
+    MASKS_FOLDER,
     METRICS_FILE,
     PREDICTIONS_FILE,
     RECIPE_FILE,
     RECONSTRUCTION_FILE,
+    SEGMENTATION_FILE,
 )
 
 
@@ -156,16 +158,32 @@ class ClassificationReport:
         return classification_card(self.facts, step, metrics, evaluations)
 
     def summary(self, run: RunDirectory, results: dict[str, Any]) -> str:
-        use = "import mae; from transformers import pipeline; "
-        use += f"print(pipeline('image-classification', {json.dumps(str(run.path))})('photo.jpg'))"
         files = {
             "curve": CURVE_FILE,
             "predictions": PREDICTIONS_FILE,
             "classes": CLASSES_FILE,
             "confusion matrix": CONFUSION_FILE,
+            "pictures": SEGMENTATION_FILE,
+            "predicted masks": MASKS_FOLDER,
         }
         files = {what: name for what, name in files.items() if (run.path / name).exists()}
         return f"""{list_results(run, results, files)}
 
 Use it:
-  python -c {shlex.quote(use)}"""
+  {self.use(str(run.path))}"""
+
+    def use(self, path: str) -> str:
+        """A command that uses the model in a directory."""
+        code = "import mae; from transformers import pipeline; "
+        code += f"print(pipeline('image-classification', {json.dumps(path)})('photo.jpg'))"
+        return f"python -c {shlex.quote(code)}"
+
+
+class SegmentationReport(ClassificationReport):
+    """The [`Report`] of a segmenter."""
+
+    def card(self, step: int, metrics: Lines, evaluations: Lines) -> str:
+        return segmentation_card(self.facts, step, metrics, evaluations)
+
+    def use(self, path: str) -> str:
+        return shlex.join(["python", "examples/segment.py", "--model", path, "--images", "photo.jpg"])

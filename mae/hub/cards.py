@@ -160,6 +160,26 @@ def classification_card(facts: RunFacts, step: int, metrics: list[dict], evaluat
     )
 
 
+def segmentation_card(facts: RunFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
+    """The card of a segmenter. The arguments are those of [`pretraining_card`]."""
+    config = facts.config
+    results = {
+        "Mean IoU": ("mean_iou", _last(evaluations, "eval_mean_iou")),
+        "Mean Dice": ("dice", _last(evaluations, "eval_mean_dice")),
+        "Pixel accuracy": ("accuracy", _last(evaluations, "eval_pixel_accuracy")),
+    }
+    labels = [config.id2label[index] for index in range(config.num_labels)]
+    return _render(
+        "segmentation.md",
+        _run_metadata(facts, "image-segmentation", results, []),
+        **_run_variables(facts, step, metrics, evaluations),
+        **_usage_variables(config, MAEForSemanticSegmentation),
+        scores={name: score for name, (_, score) in results.items() if score is not None},
+        labels=labels,
+        class_names=listed(labels, 20),
+    )
+
+
 def converted_card(model: MAEPreTrainedModel, name: str, base_model: str | None, report: str) -> str:
     """
     The card of a converted checkpoint.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from mae.arguments.recipes import ClassificationRecipe
+from mae.arguments.classification import ClassificationRecipe
 from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
 from mae.data.dataset import FeatureDataset, SampleDataset
@@ -22,38 +22,13 @@ from mae.data.subsets import RowNumbers
 from mae.data.transforms import ClassificationTransform, seeded
 from mae.evaluation.features_cache import FrozenFeatures
 from mae.training.optimization import LARS, make_optimizer, parameter_groups
+from mae.training.transfer import PROTOCOL_NAMES, batch_seed
 from mae.utils.errors import UserError
-from mae.utils.hashing import hash_key
 from modeling_mae import MAEForImageClassification, MAEModelOutput
 from patches_mae import normalize
 
 
 logger = logging.getLogger(__name__)
-
-
-def freeze_encoder(model: MAEForImageClassification, num_trainable_blocks: float = 0) -> None:
-    """
-    Freeze the encoder, except for its last blocks and the norm after them in partial fine-tuning (Figure 9). 0.5 is
-    the MLP of the last block, with its norm.
-
-    Raises:
-        UserError: if the encoder has fewer blocks.
-    """
-    depth = len(model.mae.blocks)
-    if not (num_trainable_blocks == 0.5 or num_trainable_blocks in range(depth + 1)):
-        raise UserError(
-            f"--num_trainable_blocks {num_trainable_blocks:g} must be 0.5, or a whole number up to {depth}."
-        )
-    model.mae.requires_grad_(False)
-    last = model.mae.blocks[-1]
-    trained = [last.norm2, last.mlp]
-    if num_trainable_blocks != 0.5:
-        trained = list(model.mae.blocks[depth - int(num_trainable_blocks) :])
-    for module in [*trained, model.mae.norm] if trained else []:
-        module.requires_grad_(True)
-
-
-_NAMES = {"finetune": "fine-tuning", "linear": "linear probe", "partial": "partial fine-tuning"}
 
 
 class Classification:
@@ -88,7 +63,7 @@ class Classification:
         self.labels = labels
         self.recipe = recipe
         self.features = features
-        self.name = _NAMES[recipe.protocol]
+        self.name = PROTOCOL_NAMES[recipe.protocol]
         self.min_learning_rate = 0.0 if recipe.protocol == "linear" else 1e-6
         mixes = [
             mix(alpha=alpha, num_classes=len(labels.names))
@@ -131,7 +106,7 @@ class Classification:
         device, recipe = self.model.device, self.recipe
         labels = torch.as_tensor(batch.labels).to(device, non_blocking=True)
         inputs = batch.pixel_values.to(device, non_blocking=True)
-        seed = int.from_bytes(hash_key("batch", recipe.seed, batch.keys[:8]), "big") >> 1
+        seed = batch_seed(recipe.seed, batch)
         if self.features is not None:
             arguments = {"encoder_outputs": MAEModelOutput(pooler_output=inputs)}
         else:

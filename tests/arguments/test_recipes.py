@@ -3,7 +3,8 @@
 import pytest
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe, Recipe, recipe_identity
+from mae.arguments.classification import ClassificationFlags
+from mae.arguments.recipes import PreTrainingRecipe, Recipe, recipe_identity
 from mae.utils.errors import UserError
 
 

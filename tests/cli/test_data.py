@@ -14,8 +14,9 @@ from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
 from huggingface_hub import constants
 
+from mae.arguments.classification import ClassificationFlags
 from mae.arguments.model import FeatureArguments
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.cli.data import data_name, open_labelled_splits, open_splits, set_cache, short_data_name
 from mae.data.subsets import CachedSource
 from mae.utils.errors import UserError

@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from transformers import ViTMAEConfig
 
 from configuration_mae import MAEConfig
+from mae.arguments.classification import ClassificationFlags, ClassificationRecipe
 from mae.arguments.model import FeatureArguments
-from mae.arguments.recipes import ClassificationFlags, ClassificationRecipe, PreTrainingRecipe
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.cli.model import (
     build_classifier,

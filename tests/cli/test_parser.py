@@ -8,9 +8,10 @@ from dataclasses import fields
 
 import pytest
 
+from mae.arguments.classification import ClassificationFlags
 from mae.arguments.flags import GROUPS, flags_of
 from mae.arguments.model import FeatureArguments
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.parser import parse_arguments
 from mae.hub.repository import _PATH_FLAGS

@@ -5,7 +5,8 @@ from dataclasses import fields
 
 import pytest
 
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.classification import ClassificationFlags
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import ClassificationArguments, PreTrainingArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.trainer import TRAINER_FLAGS, other_trainer_flags

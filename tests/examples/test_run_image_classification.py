@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForImageClassification, pipeline
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationFlags
+from mae.arguments.classification import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
 from mae.conversion.saving import save_checkpoint

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from configuration_mae import MAEConfig
-from mae.arguments.recipes import ClassificationFlags, PreTrainingRecipe
+from mae.arguments.classification import ClassificationFlags
+from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.data.sources import Source
 from mae.training.identity import differences, resolved_recipe, run_identity
