@@ -19,10 +19,10 @@ from mae.utils.files import atomic_write
 
 
 # Names of classes that overlays leave uncoloured.
-BACKGROUND = {"background", "backgr", "bg", "none", "ground"}
+BACKGROUND = {"background", "bg", "none", "0"}
 # Colours of the first classes without a colour of their own, told apart by most colour-blind readers (Okabe and Ito).
 _FIRST_COLOURS = (0xE69F00, 0x56B4E9, 0x009E73, 0xCC79A7, 0xF0E442, 0x0072B2, 0xD55E00)
-_OPACITY = 0.5
+_OPACITY = 0.6
 _MAX_SIDE = 400  # pixels of a picture in a figure
 _CELL = 2.0  # inches
 _LEGEND_COLUMN = 1.3  # inches

@@ -20,7 +20,7 @@ SHORT = [
     4,
 ]
 SHORT += ["--lanes", 4, "--shuffle_buffer_size", 16, "--warmup_epochs", 0.2, "--dataloader_num_workers", 0]
-SHORT += ["--segmentation_head", "linear", "--base_learning_rate", 0.3]
+SHORT += ["--save_steps", 3, "--eval_steps", 4, "--segmentation_head", "linear", "--base_learning_rate", 0.3]
 
 
 def segment(output_dir: Path, *arguments: object, processes: int = 1):
