@@ -81,8 +81,9 @@ def find_num_channels(recipe: ModelArguments, weights: Weights | None) -> int:
         fields = _config_fields(recipe.config_name) | fields
     if "num_channels" in fields or weights is None:
         return fields.get("num_channels", 3)
-    # The kernel of the patch projection, whatever its name.
-    return next((tensor.shape[1] for tensor in weights.tensors.values() if tensor.ndim == 4), 3)
+    # The kernel of the patch projection, whose name has this in every layout. Heads have kernels too.
+    kernels = (tensor for name, tensor in weights.tensors.items() if "patch_embed" in name and tensor.ndim == 4)
+    return next((kernel.shape[1] for kernel in kernels), 3)
 
 
 def build_model(

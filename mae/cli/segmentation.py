@@ -27,7 +27,7 @@ from mae.data.opening import open_dataset
 from mae.data.sources import Source
 from mae.data.subsets import CachedSource, Subset, hold_out, take_rows
 from mae.training.transfer import freeze_encoder
-from mae.utils.errors import UserError
+from mae.utils.errors import UserError, configuration_errors
 from mae.utils.hashing import permutation
 from mae.utils.text import listed
 from modeling_mae import MAEForSemanticSegmentation
@@ -200,7 +200,8 @@ def build_segmenter(
         "semantic_loss_ignore_index": IGNORED,
         "class_weights": choose_class_weights(flags.class_weights, data),
     }
-    model, report = build_model(flags, weights, MAEForSemanticSegmentation, defaults)
+    with configuration_errors(f"--segmentation_head {flags.head}: "):  # UPerNet needs four blocks
+        model, report = build_model(flags, weights, MAEForSemanticSegmentation, defaults)
     recipe = flags.resolve(model.config)
     if report is not None:
         recipe.model_revision = report.revision
