@@ -1,14 +1,20 @@
 """Images with masks, and the segmenter for them, from flags."""
 
 import logging
+import os
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from configuration_mae import MAEConfig
 from mae.arguments.segmentation import MaskArguments, SegmentationFlags, SegmentationRecipe
 from mae.cli.data import describe_source, set_cache
 from mae.cli.model import build_model
+from mae.conversion.loading import load_checkpoint
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights
 from mae.data.folders import open_folder
@@ -234,3 +240,59 @@ def choose_class_weights(words: list[str] | None, data: SegmentationData) -> lis
             f"--class_weights {' '.join(words)} must be balanced, or {len(names)} numbers, for {listed(names)}."
         )
     return weights
+
+
+# Using a segmenter
+
+
+def load_segmenter(
+    name: str, revision: str | None = None, retry_minutes: float = 0
+) -> tuple[MAEForSemanticSegmentation, LoadReport]:
+    """
+    Load a segmenter for use, with the report of its loading.
+
+    Raises:
+        UserError: as [`load_checkpoint`], and if the checkpoint is of another model.
+    """
+    model, report = load_checkpoint(name, revision=revision, dtype=torch.float32, retry_minutes=retry_minutes)
+    if not isinstance(model, MAEForSemanticSegmentation):
+        raise UserError(
+            f"--model {name} has no segmentation head: it is a {type(model).__name__}. Train one on it with "
+            "examples/run_semantic_segmentation.py."
+        )
+    return model, report
+
+
+def find_images(path: str, num_channels: int) -> dict[str, str]:
+    """
+    Image files by the names of their masks: the path within the folder, without extension unless two would be equal.
+
+    Args:
+        path: A file, or a folder.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if os.path.isfile(path):
+        return {Path(path).stem: path}
+    source = open_folder(path, "--images", num_channels)
+    stems = [os.path.splitext(name)[0] for name in source.names]
+    counts = Counter(stems)
+    names = [stem if counts[stem] == 1 else name for stem, name in zip(stems, source.names)]
+    return dict(zip(names, source.paths))
+
+
+def read_colours(path: str, config: MAEConfig) -> list[int]:
+    """
+    The colours of a model's classes, from a file of class names.
+
+    Raises:
+        UserError: if the file has no colours, or not those classes.
+    """
+    table = read_class_table(path)
+    colours = {name: table.colours.get(number) for number, name in table.names.items()}
+    names = [config.id2label[number] for number in range(config.num_labels)]
+    missing = [name for name in names if colours.get(name) is None]
+    if missing:
+        raise UserError(f"--id2label {path} has no color for {listed(missing)}.")
+    return [colours[name] for name in names]

@@ -76,13 +76,16 @@ def save_mask(classes: np.ndarray, palette: np.ndarray, path: Path) -> None:
 
 def overlay(pixels: np.ndarray, classes: np.ndarray, palette: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """Colour an image `(H, W, 3)` by classes `(H, W)`, uint8. A background stays, ignored pixels become pale."""
-    opacity = np.full(IGNORED + 1, _OPACITY)
+    opacity = np.full(IGNORED + 1, _OPACITY, dtype=np.float32)
     opacity[[number for number, name in enumerate(names) if name.lower() in BACKGROUND]] = 0
-    colours = np.full((IGNORED + 1, 3), 255.0)
-    colours[: len(palette)] = palette
     opacity[IGNORED] = 0.7
-    share = opacity[classes][..., None]
-    return (pixels * (1 - share) + colours[classes] * share).round().astype(np.uint8)
+    colours = np.full((IGNORED + 1, 3), 255, dtype=np.float32)
+    colours[: len(palette)] = palette
+    result = np.empty_like(pixels)
+    for row, (line, numbers) in enumerate(zip(pixels, classes)):  # a large image as floats would take much memory
+        share = opacity[numbers][:, None]
+        result[row] = (line * (1 - share) + colours[numbers] * share).round()
+    return result
 
 
 def to_picture(pixels: Tensor) -> np.ndarray:
