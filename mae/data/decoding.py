@@ -6,6 +6,7 @@ files, NumPy decodes `.npy` files, and tifffile decodes TIFF files with other th
 """
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -52,9 +53,58 @@ def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
-class EncodedImage:
+class OpenImage(ABC):
     """
-    An image of which only the header is read.
+    An image whose size is known, and that can be decoded.
+
+    Args:
+        height, width: Pixels of the decoded image.
+        is_large: Whether it is a JPEG that is decoded at a fraction of its size if the crop allows it.
+    """
+
+    height: int
+    width: int
+    is_large: bool
+
+    def open(self, num_channels: int) -> "OpenImage":
+        """Read what is needed to know the size. Opening an image again is free."""
+        return self
+
+    @abstractmethod
+    def decode(self, reduction: int = 1) -> Tensor:
+        """
+        The image as `(C, H, W)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. Do not write to
+        it.
+
+        With a reduction, H and W are divided by it and rounded up.
+
+        Raises:
+            DecodingError: if it cannot be decoded.
+        """
+
+    def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
+        """
+        A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
+
+        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, which its decoder can do quickly, if the crop then
+        still has twice the pixels of `size` along each side.
+        """
+        reduction = 1
+        if self.is_large:
+            allowed = min(height // (2 * size[0]), width // (2 * size[1]))
+            reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
+        bottom, right = (top + height) // reduction, (left + width) // reduction
+        top, left = top // reduction, left // reduction
+        # A copy of the crop in the decoder's order of memory is resized a third faster than a view of the image.
+        pixels = self.decode(reduction)[:, top:bottom, left:right][None].contiguous(memory_format=torch.channels_last)
+        # The same as torchvision's resize, without its dispatch, which takes 45 us.
+        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
+        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
+
+
+class EncodedImage(OpenImage):
+    """
+    An image of which only the header is read. It can be decoded once.
 
     Args:
         data: The bytes of the file, or its path.
@@ -74,6 +124,7 @@ class EncodedImage:
         self.num_channels = num_channels
         self.array: np.ndarray | None = None
         self.picture: Image.Image | None = None
+        self.is_large = False
         if data.startswith(_NPY) or (num_channels not in (1, 3) and data.startswith(_TIFF)):
             self.array = _read_array(data, num_channels)
             self.height, self.width = self.array.shape[:2]
@@ -85,38 +136,15 @@ class EncodedImage:
         self.width, self.height = self.picture.size
         if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
             self.height, self.width = self.picture.size
+        self.is_large = self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS
         if num_channels not in (1, 3):
             raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
-
-    def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
-        """
-        A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
-
-        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, which its decoder can do quickly, if the crop then
-        still has twice the pixels of `size` along each side.
-        """
-        reduction = 1
-        if self.picture is not None and self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS:
-            allowed = min(height // (2 * size[0]), width // (2 * size[1]))
-            reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
-        bottom, right = (top + height) // reduction, (left + width) // reduction
-        top, left = top // reduction, left // reduction
-        # A copy of the crop in the decoder's order of memory is resized a third faster than a view of the image.
-        pixels = self.decode(reduction)[:, top:bottom, left:right][None].contiguous(memory_format=torch.channels_last)
-        # The same as torchvision's resize, without its dispatch, which takes 45 us.
-        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
-        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
 
     @_explained
     def decode(self, reduction: int = 1) -> Tensor:
         """
-        The image as `(C, H, W)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. The EXIF
-        orientation is applied, transparent pixels are on white, and an animation gives its first frame.
-
-        With a reduction, H and W are divided by it and rounded up.
-
-        Raises:
-            DecodingError: if it cannot be decoded.
+        Decode it, see [`OpenImage`]. The EXIF orientation is applied, transparent pixels are on white, and an
+        animation gives its first frame.
         """
         if self.array is not None:
             return _array_to_tensor(self.array)
@@ -152,6 +180,11 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             return (height, width) if 0 < height * width < LARGE_PIXELS else None
         at += 2 + length
     return None
+
+
+def open_image(image: bytes | str | OpenImage, num_channels: int = 3) -> OpenImage:
+    """Open an image, given as the bytes of its file, as a path, or as an image that several samples share."""
+    return EncodedImage(image, num_channels) if isinstance(image, bytes | str) else image.open(num_channels)
 
 
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mae.data.decoding import OpenImage
 from mae.data.order import SampleOrder, Window, sample_seed
 from mae.data.reader import MAX_BYTES_AHEAD, WindowReader
 from mae.data.sources import Source
@@ -21,7 +22,7 @@ class Sample(NamedTuple):
     position: int  # running on over epochs
     origin: tuple[str, int]  # file and row
     seed: int
-    image: bytes | str
+    image: bytes | str | OpenImage  # the last in a worker, if samples share it
     index: int = -1  # of the row over all groups of the source, and so of its label
 
 

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
-from mae.data.decoding import EncodedImage
+from mae.data.decoding import OpenImage, open_image
 from mae.data.stream import Sample
 from mae.utils.errors import UserError
 from modeling_mae import make_image_processor, num_visible_patches
@@ -27,7 +27,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw_crop(crop: v2.RandomResizedCrop, image: EncodedImage) -> tuple[dict[str, int], bool]:
+def draw_crop(crop: v2.RandomResizedCrop, image: OpenImage) -> tuple[dict[str, int], bool]:
     """Draw the box of a random resized crop, and whether it is flipped."""
     box = crop.make_params([torch.empty(0, image.height, image.width)])
     return box, bool(torch.rand(()) < 0.5)
@@ -44,7 +44,7 @@ class ImageTransform:
     def blank(self) -> dict[str, Tensor]:
         return {"pixel_values": torch.zeros(self.num_channels, *self.size, dtype=torch.uint8)}
 
-    def cut(self, image: EncodedImage, box: dict[str, int], flip: bool) -> Tensor:
+    def cut(self, image: OpenImage, box: dict[str, int], flip: bool) -> Tensor:
         """A crop, resized to the model's size, and flipped if asked."""
         pixels = image.decode_crop(**box, size=self.size)
         return TF.horizontal_flip(pixels) if flip else pixels
@@ -72,9 +72,9 @@ class PreTrainingTransform(ImageTransform):
         drawn = (*box.values(), flip, noise.numpy().tobytes(), self.masking)
         return {"pixel_values": self.cut(image, box, flip), "noise": noise}, drawn
 
-    def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, Tensor]:
+    def draw(self, sample: Sample) -> tuple[OpenImage, dict[str, int], bool, Tensor]:
         """Draw all that is random of a sample: the box of the crop, whether it is flipped, and the noise."""
-        image = EncodedImage(sample.image, self.num_channels)
+        image = open_image(sample.image, self.num_channels)
         with seeded(sample.seed):
             box, flip = draw_crop(self.crop, image)
             noise = torch.rand(self.num_patches)
@@ -88,7 +88,7 @@ class EvaluationTransform(ImageTransform):
         super().__init__(config)
         self.processor = make_image_processor(config)
 
-    def prepare(self, image: EncodedImage) -> Tensor:
+    def prepare(self, image: OpenImage) -> Tensor:
         """Resize and crop an image, `(C, H, W)`."""
         # The processor itself, because torchvision rounds differently and users of the model get the processor.
         outputs = self.processor(
@@ -102,7 +102,7 @@ class EvaluationTransform(ImageTransform):
         return outputs.pixel_values[0]
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        return {"pixel_values": self.prepare(EncodedImage(sample.image, self.num_channels))}, ()
+        return {"pixel_values": self.prepare(open_image(sample.image, self.num_channels))}, ()
 
 
 class ClassificationTransform(EvaluationTransform):
@@ -167,7 +167,7 @@ class ClassificationTransform(EvaluationTransform):
         return label.float() if label.ndim else label
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        image, drawn = EncodedImage(sample.image, self.num_channels), ()
+        image, drawn = open_image(sample.image, self.num_channels), ()
         label = self._label(sample.index)
         with seeded(sample.seed):
             if self.crop is None:

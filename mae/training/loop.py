@@ -1,6 +1,7 @@
 """The training loop: one step at a time, logged, evaluated, saved and resumed."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -19,6 +20,7 @@ from mae.training.feed import BatchFeed
 from mae.training.flops import peak_flops
 from mae.training.interruption import Interruption
 from mae.training.metrics import StepLog
+from mae.training.pixels import describe
 from mae.training.run_directory import RunDirectory
 from mae.training.setup import Training
 from mae.training.skipped import SkippedImages
@@ -104,6 +106,7 @@ class TrainingLoop:
         dataset = task.dataset(self.interruption.should_stop)
         if dataset is None:
             self.leave(first)
+        self.training.open_cache(dataset, first)
         if first and self.evaluations.is_missing(first):
             self.evaluate(first)
         started = saved_at = time.monotonic()
@@ -118,6 +121,8 @@ class TrainingLoop:
                 if state.average is not None:
                     state.average.update(step)
                 bar.update()
+                if self.training.cache is not None and step == first + math.ceil(schedule.steps_per_epoch):
+                    logger.info(describe(self.training.cache, arguments.cache_memory))
 
                 is_first, is_last = step == first + 1, step == schedule.num_steps
                 is_logged = (

@@ -13,12 +13,14 @@ from mae.arguments.run import RunArguments
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.loader import choose_num_workers, make_loader
 from mae.data.order import SampleOrder
+from mae.data.pixel_cache import CachedRows, PixelCache, SharedImages
 from mae.data.stream import SampleStream
 from mae.evaluation.evaluator import Evaluator
 from mae.training.average import AveragedWeights
 from mae.training.checkpointing import TrainState
 from mae.training.identity import resolved_recipe, run_identity
 from mae.training.optimization import GuardedStep
+from mae.training.pixels import open_pixel_cache
 from mae.training.schedule import Schedule
 from mae.training.task import Task
 from mae.utils.errors import UserError
@@ -64,6 +66,7 @@ class Training:
         sizes = task.source.group_sizes
         self.order = SampleOrder(sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
         self.schedule = Schedule.of(recipe, self._batch_size(), self.order.epoch_length, task.min_learning_rate)
+        self.cache: PixelCache | None = None
         self.stream(after_step=0)  # checks lanes and ranks
         self._note_limits()
 
@@ -113,11 +116,17 @@ class Training:
         source, config = self.task.source, self.task.model.config
         return resolved_recipe(self.recipe, self.arguments, self.accelerator, source, config)
 
+    def open_cache(self, dataset: SampleDataset | FeatureDataset, after_step: int) -> None:
+        """Keep decoded images from now on, if any image is needed twice after a step. A collective."""
+        num_left = (self.schedule.num_steps - after_step) * self.schedule.batch_size
+        if isinstance(dataset, SampleDataset) and num_left > self.order.epoch_length:
+            self.cache = open_pixel_cache(len(self.task.source), self.arguments.cache_memory)
+
     def stream(self, after_step: int) -> SampleStream:
         """This rank's samples after a step."""
-        batch_size = self.schedule.batch_size
+        batch_size, source = self.schedule.batch_size, self.task.source
         return SampleStream(
-            self.task.source,
+            source if self.cache is None else CachedRows(source, self.cache),
             self.order,
             self.arguments.per_device_train_batch_size,
             self.accelerator.process_index,
@@ -129,7 +138,8 @@ class Training:
 
     def loader(self, dataset: SampleDataset | FeatureDataset, after_step: int) -> DataLoader:
         """This rank's batches after a step."""
-        return make_loader(self.stream(after_step), dataset, self.num_workers)
+        images = dataset if self.cache is None else SharedImages(dataset, self.cache)
+        return make_loader(self.stream(after_step), images, self.num_workers)
 
     def prepare(self) -> tuple[TrainState, nn.Module]:
         """Model and optimizer on this rank's device, and the model as Accelerate has prepared it. A collective."""

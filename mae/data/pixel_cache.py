@@ -1,0 +1,322 @@
+"""
+Decoded images in memory that DataLoader workers and ranks of a machine share, so that each is decoded once.
+
+    CachedRows      leaves out the encoded bytes of images whose pixels are in the cache
+    PixelCache      the memory
+    SharedImages    opens each image of a batch once, and its pixels from the cache if they are there
+"""
+
+import fcntl
+import math
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mae.data.batch import Batch
+from mae.data.dataset import SampleDataset
+from mae.data.decoding import EncodedImage, OpenImage
+from mae.data.sources import Source, View
+from mae.data.stream import Sample
+from mae.utils.memory import available_memory
+
+
+_DTYPES = (torch.uint8, torch.float32)
+_REDUCTIONS = (1, 2, 4, 8)
+_HEAD = 8  # int64 values at the start of the file: token, next free byte, number of images, whether it is closed
+_TOKEN, _NEXT, _COUNT, _CLOSED = range(4)
+_ENTRY = 32  # bytes before the pixels of an image: height, width, channels, type, order of memory
+_PENDING = 1  # instead of the place of an image that is being written
+_CHECKED = 64 * 2**20  # bytes that are added between two looks at the free memory
+
+
+class PixelCache:
+    """
+    Decoded images by their row, in one file without a name that processes map: children inherit it, and other
+    processes of the machine attach to it. The memory is used as it is filled, counts against the limit of a container
+    (not against its /dev/shm), and is free again when the last process ends, however it ends.
+
+    An image that is in stays in. Each epoch needs each image once, in an order that is new each time, so that no
+    image is needed sooner than another. A cache that drops the least recently used one would drop what comes next.
+
+    A lock of the file guards the index. The system releases it if its process is killed.
+
+    Args:
+        num_rows: Rows of the source.
+        max_bytes: Size of the whole cache, index included.
+        reserve: Bytes of free memory below which it takes no more images.
+        file: An open file of a cache that was made with the same arguments; None for a new one.
+
+    Raises:
+        OSError: if the system has no room for it.
+    """
+
+    def __init__(self, num_rows: int, max_bytes: int, reserve: int = 0, file: int | None = None):
+        self.num_rows = num_rows
+        self.max_bytes = max_bytes
+        self.reserve = reserve
+        self._map_file(_anonymous_file() if file is None else file)
+        if file is None:
+            self._head[_TOKEN] = int.from_bytes(os.urandom(7), "big")
+            self._head[_NEXT] = self._first_byte
+
+    @classmethod
+    def attach(cls, address: tuple[int, int, int], num_rows: int, max_bytes: int, reserve: int = 0) -> "PixelCache":
+        """
+        The cache of another process of this machine and user, made with the same arguments.
+
+        Raises:
+            OSError: if this process cannot open it.
+        """
+        process, number, token = address
+        file = os.open(f"/proc/{process}/fd/{number}", os.O_RDWR)
+        # Another namespace has processes of the same numbers.
+        if os.pread(file, 8, 0) != token.to_bytes(8, "little"):
+            os.close(file)
+            raise FileNotFoundError(f"process {process} has no such cache")
+        return cls(num_rows, max_bytes, reserve, file)
+
+    @property
+    def address(self) -> tuple[int, int, int]:
+        """Where other processes find it."""
+        return os.getpid(), self._file, int(self._head[_TOKEN])
+
+    def _map_file(self, file: int) -> None:
+        self._file = file
+        weakref.finalize(self, os.close, file)
+        # A plane of sizes and one for each reduction, so that those that are not used take no memory.
+        self._first_byte = 8 * (_HEAD + (1 + len(_REDUCTIONS)) * self.num_rows)
+        size = max(self.max_bytes, self._first_byte)
+        os.ftruncate(file, size)
+        self._map = mmap.mmap(file, size)
+        values = np.frombuffer(self._map, dtype=np.int64, count=self._first_byte // 8)
+        self._head = values[:_HEAD]
+        self._sizes, *planes = values[_HEAD:].reshape(-1, self.num_rows)
+        self._places = dict(zip(_REDUCTIONS, planes))
+        self._int32 = np.frombuffer(self._map, dtype=np.int32, count=size // 4)
+        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._floats = torch.frombuffer(self._map, dtype=torch.float32, count=size // 4)
+        self._next_check = 0
+
+    def __reduce__(self) -> tuple:
+        """For workers that are not forked: they map the same file."""
+        return _restore, (self.num_rows, self.max_bytes, self.reserve, DupFd(self._file))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        fcntl.lockf(self._file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self._file, fcntl.LOCK_UN)
+
+    @property
+    def num_images(self) -> int:
+        """Number of rows that are in."""
+        return int(self._head[_COUNT])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of their pixels."""
+        return int(self._head[_NEXT]) - self._first_byte
+
+    def size(self, row: int) -> tuple[int, int, bool] | None:
+        """Height and width of a row's image, and whether it is large; None if none of its pixels are in."""
+        size = int(self._sizes[row])
+        return (size >> 32, size >> 1 & 0x7FFFFFFF, bool(size & 1)) if size else None
+
+    def holds(self, row: int) -> bool:
+        """Whether nothing of a row's file is needed any more."""
+        return self._places[1][row] > _PENDING and not self._sizes[row] & 1
+
+    def get(self, row: int, reduction: int = 1) -> Tensor | None:
+        """The pixels of a row's image, `(C, H, W)`, not to be written to; None if they are not in."""
+        place = int(self._places[reduction][row])
+        if place <= _PENDING:
+            return None
+        start = place // 4
+        height, width, channels, dtype, is_planar = self._int32[start : start + 5].tolist()
+        start = place + _ENTRY
+        pixels, start = (self._floats, start // 4) if dtype else (self._bytes, start)
+        strides = (height * width, width, 1) if is_planar else (1, width * channels, channels)
+        return pixels.as_strided((channels, height, width), strides, start)
+
+    def put(self, row: int, reduction: int, pixels: Tensor, size: tuple[int, int, bool]) -> None:
+        """
+        Add the pixels of a row's image, if there is room.
+
+        Args:
+            reduction: The one that they are decoded with.
+            pixels: uint8 or float32 of shape (C, H, W).
+            size: Height, width, and whether it is large, of the whole image.
+        """
+        if self._head[_CLOSED] or pixels.dtype not in _DTYPES:
+            return
+        # In the decoder's order of memory, because the bits of a resized image may depend on it.
+        is_planar = pixels.is_contiguous()
+        data = (pixels if is_planar else pixels.permute(1, 2, 0).contiguous()).numpy()
+        channels, height, width = pixels.shape
+        place = self._reserve(row, reduction, _ENTRY + data.nbytes)
+        if place is None:
+            return
+        entry = np.array([height, width, channels, _DTYPES.index(pixels.dtype), is_planar, 0, 0, 0], dtype=np.int32)
+        try:
+            # Written as to a file, because memory that is full is an error then, and no signal.
+            _write(self._file, entry.tobytes(), place)
+            _write(self._file, data.reshape(-1).view(np.uint8), place + _ENTRY)
+        except OSError:
+            self._head[_CLOSED] = True
+            return
+        with self._locked():
+            self._head[_COUNT] += not self._sizes[row]
+            self._sizes[row] = size[0] << 32 | size[1] << 1 | size[2]
+            self._places[reduction][row] = place
+
+    def _reserve(self, row: int, reduction: int, num_bytes: int) -> int | None:
+        """A place for so many bytes; None if there is no room, or another process has the image."""
+        with self._locked():
+            places, start = self._places[reduction], int(self._head[_NEXT])
+            end = start + math.ceil(num_bytes / 16) * 16
+            if places[row] or end > self.max_bytes:  # a smaller image may still have room
+                return None
+            if end > self._next_check:
+                self._next_check = end + _CHECKED
+                if available_memory() < self.reserve:
+                    self._head[_CLOSED] = True
+                    return None
+            places[row] = _PENDING
+            self._head[_NEXT] = end
+            return start
+
+
+def _anonymous_file() -> int:
+    """A file in memory that has no name, so that a killed process leaves nothing behind."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("pixel-cache")
+    with tempfile.TemporaryFile() as file:  # systems other than Linux
+        return os.dup(file.fileno())
+
+
+def _restore(num_rows: int, max_bytes: int, reserve: int, file: DupFd) -> PixelCache:
+    return PixelCache(num_rows, max_bytes, reserve, file.detach())
+
+
+def _write(file: int, data: Any, place: int) -> None:
+    data = memoryview(data)
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
+
+
+class CachedRows(View):
+    """Another source, of which rows that are in a cache are not read: they are empty."""
+
+    def __init__(self, source: Source, cache: PixelCache):
+        super().__init__(source)
+        self.cache = cache
+        self.group_sizes = source.group_sizes
+        self.fingerprint = source.fingerprint
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        start, rows = int(self.starts[group]), None
+        for row in range(first_row, self.group_sizes[group]):
+            if self.cache.holds(start + row):
+                if rows is not None:
+                    next(rows, None)
+                yield b""
+                continue
+            rows = rows or iter(self.source.read(group, row))
+            image = next(rows, None)
+            if image is None:  # the other source has ended early, and so does this one
+                return
+            yield image
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        return self.source.origin(group, row)
+
+
+class SharedImage(OpenImage):
+    """An image that is decoded once for all its views and, with a cache that has room for it, for all epochs."""
+
+    def __init__(self, sample: Sample, cache: PixelCache | None):
+        self.data = sample.image
+        self.row = sample.index
+        self.cache = cache
+        self.height = 0
+        self._encoded: EncodedImage | None = None
+        self._pixels: dict[int, Tensor] = {}
+
+    def open(self, num_channels: int) -> "SharedImage":
+        """
+        Find its size, from the cache or the header.
+
+        Raises:
+            DecodingError: if it is no image.
+        """
+        if not self.height:
+            self.num_channels = num_channels
+            size = None if self.cache is None else self.cache.size(self.row)
+            if size is None:
+                image = self._encoded = EncodedImage(self.data, num_channels)
+                size = image.height, image.width, image.is_large
+            self.height, self.width, self.is_large = size
+        return self
+
+    def decode(self, reduction: int = 1) -> Tensor:
+        pixels = self._pixels.get(reduction)
+        if pixels is None:
+            if self.cache is not None:
+                pixels = self.cache.get(self.row, reduction)
+            if pixels is None:
+                pixels = self._decode(reduction)
+            self._pixels[reduction] = pixels
+        return pixels
+
+    def _decode(self, reduction: int) -> Tensor:
+        image, self._encoded = self._encoded or EncodedImage(self.data, self.num_channels), None
+        pixels = image.decode(reduction)
+        if self.cache is not None:
+            self.cache.put(self.row, reduction, pixels, (self.height, self.width, self.is_large))
+        return pixels
+
+    def close(self) -> None:
+        """Forget pixels and bytes."""
+        self.data, self._encoded, self._pixels = b"", None, {}
+
+
+class SharedImages(Dataset):
+    """
+    Another dataset, whose images are opened once for all their samples in a batch.
+
+    Args:
+        dataset: Makes examples of samples.
+        cache: Where decoded images are kept.
+    """
+
+    def __init__(self, dataset: SampleDataset, cache: PixelCache | None = None):
+        self.dataset = dataset
+        self.cache = cache
+
+    def __getitems__(self, samples: list[Sample]) -> list[dict]:
+        examples: list[dict] = [{}] * len(samples)
+        places: dict[int, list[int]] = {}
+        for place, sample in enumerate(samples):
+            places.setdefault(sample.index, []).append(place)
+        for views in places.values():
+            image = SharedImage(samples[views[0]], self.cache)
+            for place in views:
+                examples[place] = self.dataset[samples[place]._replace(image=image)]
+            image.close()
+        return examples
+
+    def collate(self, examples: list[dict]) -> Batch:
+        return self.dataset.collate(examples)
