@@ -32,8 +32,8 @@ from mae.utils.memory import available_memory
 
 _DTYPES = (torch.uint8, torch.float32)
 _REDUCTIONS = (1, 2, 4, 8)
-_HEAD = 8  # int64 values at the start of the file: token, next free byte, number of images, whether it is closed
-_TOKEN, _NEXT, _COUNT, _CLOSED = range(4)
+_HEAD = 8  # int64 values at the start of the file
+_TOKEN, _NEXT, _COUNT, _REFUSED, _CLOSED = range(5)
 _ENTRY = 32  # bytes before the pixels of an image: height, width, channels, type, order of memory
 _PENDING = 1  # instead of the place of an image that is being written
 _CHECKED = 64 * 2**20  # bytes that are added between two looks at the free memory
@@ -129,6 +129,11 @@ class PixelCache:
         """Bytes of their pixels."""
         return int(self._head[_NEXT]) - self._first_byte
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it had no room for an image."""
+        return bool(self._head[_REFUSED])
+
     def size(self, row: int) -> tuple[int, int, bool] | None:
         """Height and width of a row's image, and whether it is large; None if none of its pixels are in."""
         size = int(self._sizes[row])
@@ -159,7 +164,7 @@ class PixelCache:
             pixels: uint8 or float32 of shape (C, H, W).
             size: Height, width, and whether it is large, of the whole image.
         """
-        if self._head[_CLOSED] or pixels.dtype not in _DTYPES:
+        if self._head[_CLOSED]:
             return
         # In the decoder's order of memory, because the bits of a resized image may depend on it.
         is_planar = pixels.is_contiguous()
@@ -174,24 +179,30 @@ class PixelCache:
             _write(self._file, entry.tobytes(), place)
             _write(self._file, data.reshape(-1).view(np.uint8), place + _ENTRY)
         except OSError:
-            self._head[_CLOSED] = True
+            self._close()
             return
         with self._locked():
             self._head[_COUNT] += not self._sizes[row]
             self._sizes[row] = size[0] << 32 | size[1] << 1 | size[2]
             self._places[reduction][row] = place
 
+    def _close(self) -> None:
+        self._head[_CLOSED] = self._head[_REFUSED] = True
+
     def _reserve(self, row: int, reduction: int, num_bytes: int) -> int | None:
         """A place for so many bytes; None if there is no room, or another process has the image."""
         with self._locked():
             places, start = self._places[reduction], int(self._head[_NEXT])
             end = start + math.ceil(num_bytes / 16) * 16
-            if places[row] or end > self.max_bytes:  # a smaller image may still have room
+            if places[row]:  # another process has been faster
+                return None
+            if end > self.max_bytes:
+                self._head[_REFUSED] = True  # and no more: a smaller image may still have room
                 return None
             if end > self._next_check:
                 self._next_check = end + _CHECKED
                 if available_memory() < self.reserve:
-                    self._head[_CLOSED] = True
+                    self._close()
                     return None
             places[row] = _PENDING
             self._head[_NEXT] = end

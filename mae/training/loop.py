@@ -1,7 +1,6 @@
 """The training loop: one step at a time, logged, evaluated, saved and resumed."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -20,7 +19,6 @@ from mae.training.feed import BatchFeed
 from mae.training.flops import peak_flops
 from mae.training.interruption import Interruption
 from mae.training.metrics import StepLog
-from mae.training.pixels import describe
 from mae.training.run_directory import RunDirectory
 from mae.training.setup import Training
 from mae.training.skipped import SkippedImages
@@ -121,8 +119,7 @@ class TrainingLoop:
                 if state.average is not None:
                     state.average.update(step)
                 bar.update()
-                if self.training.cache is not None and step == first + math.ceil(schedule.steps_per_epoch):
-                    logger.info(describe(self.training.cache, arguments.cache_memory))
+                self.training.log_cache(step - first)
 
                 is_first, is_last = step == first + 1, step == schedule.num_steps
                 is_logged = (
@@ -235,10 +232,9 @@ class TrainingLoop:
 
     def stop_nonfinite(self) -> NoReturn:
         """Name the step and its samples, and save the weights before it to find the cause."""
-        guard, batch_size = self.state.guard, self.schedule.batch_size
+        guard = self.state.guard
         step = guard.fatal_step
-        positions = range((step - 1) * batch_size, step * batch_size)
-        samples = [self.task.source.origin(*self.training.order.locate(position)) for position in positions]
+        samples = self.training.origins(step)
         self.state.average = None  # later steps have moved it already
         path = self.run_directory.checkpoints.save(self.state, step - 1, NONFINITE, {"samples": samples})
         shown = listed([f"{file} row {row}" for file, row in samples], most=3)

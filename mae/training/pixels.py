@@ -38,7 +38,9 @@ def open_pixel_cache(num_rows: int, cache_memory: str) -> PixelCache | None:
     try:
         cache = PixelCache(*sizes)
     except (OSError, ValueError) as error:
-        logger.warning(f"Decoded images are not kept in memory, because {format_bytes(max_bytes)} cannot be had: {error}")
+        logger.warning(
+            f"Decoded images are not kept in memory, because {format_bytes(max_bytes)} cannot be had: {error}"
+        )
     own = None if cache is None else (cache.address, sizes)
     first = next(found for name, found in gather_object([(machine, own)]) if name == machine)
     if first == own:
@@ -50,12 +52,7 @@ def open_pixel_cache(num_rows: int, cache_memory: str) -> PixelCache | None:
 
 
 def describe(cache: PixelCache, cache_memory: str) -> str:
-    """What is in a cache after an epoch."""
-    share = cache.num_images / cache.num_rows
-    rest = "" if share > 0.99 else " The others are decoded in each epoch, because there is no room for them."
-    return (
-        f"{cache.num_images:,} decoded images ({share:.0%} of the training images, {format_bytes(cache.num_bytes)}) are "
-        f"kept in memory, by --cache_memory {cache_memory}.{rest}"
-    )
-
-
+    """What is in a cache after an epoch, in a sentence."""
+    share = f"{cache.num_images / cache.num_rows:.0%} of the training images, {format_bytes(cache.num_bytes)}"
+    rest = " There is no room for the others, which are decoded in each epoch." if cache.is_full else ""
+    return f"{cache.num_images:,} decoded images are kept in memory ({share}; --cache_memory {cache_memory}).{rest}"

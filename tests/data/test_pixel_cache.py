@@ -245,11 +245,17 @@ def test_image_is_decoded_once_for_all_its_samples_of_a_batch(emoji_bytes, monke
     original = EncodedImage.decode
     monkeypatch.setattr(EncodedImage, "decode", lambda image, *a: (decoded.append(1), original(image, *a))[1])
     dataset = SampleDataset(PreTrainingTransform(CONFIG))
-    samples = [sample(emoji_bytes[row], position, seed=position)._replace(index=row) for position, row in enumerate([0, 1, 0, 1, 0])]
+    samples = [
+        sample(emoji_bytes[row], position, seed=position)._replace(index=row)
+        for position, row in enumerate([0, 1, 0, 1, 0])
+    ]
     together = SharedImages(dataset).__getitems__(samples)
     assert len(decoded) == 2
     for one, other in zip(together, samples):
-        assert torch.equal(one["pixel_values"], dataset[other]["pixel_values"]) and one["digest"] == dataset[other]["digest"]
+        assert (
+            torch.equal(one["pixel_values"], dataset[other]["pixel_values"])
+            and one["digest"] == dataset[other]["digest"]
+        )
 
 
 def test_picture_in_a_folder_may_be_removed_once_it_is_kept(tmp_path):
