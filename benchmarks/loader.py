@@ -14,7 +14,6 @@ import io
 import json
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from benchmarks.timing import alternate, machine, median_ratio
 from configuration_mae import MAEConfig
 from mae.data.dataset import SampleDataset
 from mae.data.decoding import decode_image
@@ -79,13 +79,13 @@ def consume(loader: DataLoader) -> None:
         pass
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of photographs")
     parser.add_argument("--limit", type=int, default=200, help="how many of them")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="one line of JSON")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
 
@@ -107,26 +107,18 @@ def main() -> None:
             make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), dataset)
         ),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in rows}
-    for number in range(arguments.rounds + 1):
-        for name, row in rows.items():
-            started = time.perf_counter()
-            row()
-            if number:  # the first round warms up
-                seconds[name].append(time.perf_counter() - started)
-
+    seconds = alternate(rows, arguments.rounds)
     results: dict[str, float] = {
         name: round(len(files) / statistics.median(times), 1) for name, times in seconds.items()
     }
     for kind in ("", "_decode", "_loader"):
-        pairs = zip(seconds[f"official{kind}"], seconds[f"ours{kind}"])
-        results[f"ratio{kind}"] = round(statistics.median(theirs / ours for theirs, ours in pairs), 3)
+        results[f"ratio{kind}"] = round(median_ratio(seconds[f"official{kind}"], seconds[f"ours{kind}"]), 3)
     results["images"] = len(files)
     results["mean_pixel_difference"] = round(pixel_difference(files), 3)
     if arguments.json:
         print(json.dumps(results))
         return
-    print(f"{len(files)} images, {arguments.rounds} rounds, one thread; images/s")
+    print(f"{machine()}\n{len(files)} images, {arguments.rounds} rounds; images/s")
     for kind, title in (
         ("", "decode and augment"),
         ("_decode", "decode alone"),

@@ -9,6 +9,7 @@ import argparse
 
 import torch
 
+from benchmarks.timing import table
 from configuration_mae import MAEConfig
 from mae.training.flops import forward_flops, training_flops
 from modeling_mae import MAEForPreTraining
@@ -28,11 +29,6 @@ PUBLISHED = {"large": 15.4, "huge": 34.5}
 def build(size: str) -> MAEForPreTraining:
     with torch.device("meta"):
         return MAEForPreTraining(MAEConfig.from_size(size))
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def memory() -> str:
@@ -83,7 +79,7 @@ def communication() -> str:
     return table(["model", "DDP", "FSDP2", *(f"DDP over {name}" for name in LINKS)], rows)
 
 
-class CachedSource:
+class KeptTensors:
     """The tensors that a forward pass keeps for the backward one, each storage once, without the parameters."""
 
     def __init__(self, model: MAEForPreTraining):
@@ -112,7 +108,7 @@ def activations() -> str:
                 model.gradient_checkpointing_enable()
             kept = []
             for batch_size in (1, 2):
-                counter = CachedSource(model)
+                counter = KeptTensors(model)
                 with (
                     torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor),
                     torch.autocast("cpu", torch.bfloat16),
@@ -126,10 +122,10 @@ def activations() -> str:
     return table(["model", "an image", "with --gradient_checkpointing"], rows)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--activations", action="store_true")
-    if parser.parse_args().activations:
+    if parser.parse_args(argv).activations:
         print(activations())
     else:
         print("\n\n".join([memory(), communication(), throughput(), published()]))

@@ -1,120 +1,130 @@
 """
-The full training step (forward, backward, AdamW) against transformers' ViTMAE.
+The training step (forward, backward, AdamW) against other implementations and against its own matrix products.
 
     python -m benchmarks.step [--model_size base] [--batch_size 16] [--rounds 7] [--precisions fp32 bf16]
 
-Both models alternate in one process, so that a machine's changes of pace meet both alike. Reported are the medians,
-the median ratio of neighbouring steps (below 1: ours is faster), and the highest memory above what both models hold
-between steps. bf16 is autocast.
+The peers are transformers' ViTMAE and, if timm is installed, the official implementation on timm's blocks
+(benchmarks/timm_mae.py). They get normalised images. This package gets uint8 images as in training, so that its step
+includes their normalisation. All alternate in one process. "Matrix products" is the floor: the products that the step
+cannot do without, forward and backward, with the same shapes and types, and nothing else (benchmarks/products.py).
+The ratio is the time of a row divided by the time of this package, the median over the rounds. The peak is the highest
+memory above what all models hold between steps. bf16 is autocast.
 """
 
 import argparse
+import importlib.util
 import statistics
-import time
-from contextlib import nullcontext
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
+from torch import Tensor, nn
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from configuration_mae import MAEConfig
+from benchmarks.products import Multiplication, products_of_step
+from benchmarks.timing import (
+    PRECISIONS,
+    PeakMemory,
+    alternate,
+    autocast,
+    best_device,
+    machine,
+    mebibytes,
+    median_ratio,
+    table,
+)
+from configuration_mae import MAEConfig, to_pair
 from mae.training.optimization import make_optimizer
 from modeling_mae import MAEForPreTraining
+from patches_mae import normalize
 
 
-class PeakMemory:
-    """The highest memory in use since `reset`, in bytes above what was in use then; None where it cannot be told."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-
-    def reset(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            self.start = torch.cuda.memory_allocated()
-        elif Path("/proc/self/clear_refs").exists():
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the high-water mark
-            self.start = self._status("VmRSS")
-
-    def read(self) -> int | None:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() - self.start
-        return self._status("VmHWM") - self.start if Path("/proc/self/clear_refs").exists() else None
-
-    @staticmethod
-    def _status(key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
+OURS, VIT_MAE, OFFICIAL, FLOOR = "this package", "ViTMAE", "official on timm", "matrix products"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def make_models(size: str, device: torch.device) -> dict[str, torch.nn.Module]:
-    config = MAEConfig.from_size(size)
+def make_models(config: MAEConfig) -> dict[str, nn.Module]:
+    """This package's model and its peers, of the same configuration."""
     shared = {name: getattr(config, name) for name in ViTMAEConfig.__annotations__ if hasattr(config, name)}
-    peer = ViTMAEForPreTraining(ViTMAEConfig(**shared))
-    return {"ours": MAEForPreTraining(config).to(device).train(), "ViTMAE": peer.to(device).train()}
+    models = {OURS: MAEForPreTraining(config), VIT_MAE: ViTMAEForPreTraining(ViTMAEConfig(**shared))}
+    if importlib.util.find_spec("timm"):
+        from benchmarks.timm_mae import TimmMAE
+
+        models[OFFICIAL] = TimmMAE(config)
+    counts = {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}
+    if len(set(counts.values())) > 1:
+        raise RuntimeError(f"The models differ in their number of parameters: {counts}.")
+    return models
 
 
-def parameter_count(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def training_step(model: nn.Module, images: Tensor, noise: Tensor, precision: str) -> Callable[[], Tensor]:
+    """A function that makes one step and returns its loss. The learning rate is 0, so all steps are alike."""
+    arguments = {}
+    if isinstance(model, MAEForPreTraining):
+        optimizer = make_optimizer(model, 0.05, (0.9, 0.95))
+        arguments["return_logits"] = False  # as in training
+    else:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.0, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
+    model.train()
+
+    def step() -> Tensor:
+        with autocast(precision, images.device):
+            outputs = model(images, noise=noise, **arguments)
+        loss = outputs if isinstance(outputs, Tensor) else outputs.loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.detach()
+
+    return step
 
 
-def main() -> None:
+def compare(config: MAEConfig, batch_size: int, rounds: int, precision: str, device: torch.device) -> list[list[str]]:
+    """Rows of the table for one precision."""
+    shape = (batch_size, config.num_channels, *to_pair(config.image_size))
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    normalized = normalize(pixels, config)
+    noise = torch.rand(batch_size, config.num_patches, device=device)
+    models = {name: model.to(device) for name, model in make_models(config).items()}
+    steps = {
+        name: training_step(model, pixels if name == OURS else normalized, noise, precision)
+        for name, model in models.items()
+    }
+    floor = Multiplication(products_of_step(config, batch_size), DTYPES[precision], device)
+    seconds = alternate({**steps, FLOOR: floor}, rounds)
+    peaks = {FLOOR: "none"}
+    for name, step in steps.items():
+        memory = PeakMemory(device)
+        step()
+        peaks[name] = mebibytes(memory.read())
+    rows = []
+    for name, times in seconds.items():
+        median = statistics.median(times)
+        ratio = f"{median_ratio(times, seconds[OURS]):.2f}"
+        spread = f"{min(times):.3f} to {max(times):.3f} s"
+        rows.append([precision, name, f"{median:.3f} s", spread, f"{batch_size / median:.1f}", ratio, peaks[name]])
+    return rows
+
+
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model_size", default="base")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
-    arguments = parser.parse_args()
+    parser.add_argument("--model_size", default="base", help="tiny, small, base, large or huge (default: base)")
+    parser.add_argument("--image_size", type=int, default=224, help="side in pixels (default: 224)")
+    parser.add_argument("--batch_size", type=int, default=16, help="images a step (default: 16)")
+    parser.add_argument("--rounds", type=int, default=7, help="measured steps of each row (default: 7)")
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS, help="(default: both)")
+    arguments = parser.parse_args(argv)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    models = make_models(arguments.model_size, device)
-    counts = {name: parameter_count(model) for name, model in models.items()}
-    assert len(set(counts.values())) == 1, counts
-    config = models["ours"].config
-    pixel_values = torch.randn(arguments.batch_size, 3, config.image_size, config.image_size, device=device)
-    noise = torch.rand(arguments.batch_size, config.num_patches, device=device)
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"ViT-{arguments.model_size}, batch {arguments.batch_size}, {counts['ours']:,} parameters, {where}")
-
+    config = MAEConfig.from_size(arguments.model_size, image_size=arguments.image_size)
+    flops = sum(product.flops for product in products_of_step(config, arguments.batch_size))
+    print(f"{machine()}\nViT-{arguments.model_size}, {arguments.image_size} pixels, batch {arguments.batch_size}")
+    print(f"The matrix products take {flops / 1e9:,.1f} GFLOP.\n")
+    rows = []
     for precision in arguments.precisions:
-        optimizers = {
-            "ours": make_optimizer(models["ours"], 0.05, (0.9, 0.95)),
-            "ViTMAE": torch.optim.AdamW(models["ViTMAE"].parameters(), lr=0.0, betas=(0.9, 0.95), fused=True),
-        }
-
-        def step(name: str, optimizers=optimizers, precision=precision) -> float:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            start = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext():
-                loss = models[name](pixel_values, noise=noise).loss
-            loss.backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
-
-        seconds, peaks, memory = {name: [] for name in models}, {}, PeakMemory(device)
-        for name in models:
-            step(name)
-        for number in range(arguments.rounds):
-            # Each goes first in every other round.
-            for name in list(models) if number % 2 == 0 else reversed(list(models)):
-                memory.reset()
-                seconds[name].append(step(name))
-                peaks[name] = memory.read()
-        ratio = statistics.median(ours / theirs for ours, theirs in zip(seconds["ours"], seconds["ViTMAE"]))
-        for name in models:
-            low, median, high = min(seconds[name]), statistics.median(seconds[name]), max(seconds[name])
-            speed = arguments.batch_size / median
-            peak = "unknown" if peaks[name] is None else f"{peaks[name] / 2**20:,.0f} MiB"
-            print(
-                f"{precision}  {name:6}  median {median:.3f} s ({low:.3f} to {high:.3f})  {speed:.1f} images/s  "
-                f"peak {peak}"
-            )
-        print(f"{precision}  ours / ViTMAE  time {ratio:.3f}", flush=True)
+        rows += compare(config, arguments.batch_size, arguments.rounds, precision, best_device())
+    header = ["precision", "implementation", "step", "range", "images/s", "ratio to this package", "peak memory"]
+    print(table(header, rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--delay", type=float, nargs="+", default=[0.0, 0.05, 0.2], help="Seconds, of each request.")
     parser.add_argument("--files", type=int, default=4, help="Parquet files, of 10 row groups of 100 rows each.")
     parser.add_argument("--image_bytes", type=int, default=50_000, help="Size of an image.")
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     # Starts the Hub and points the clients to it, before they are imported.
     from tests.support.loopback import HUB, upload  # isort: split

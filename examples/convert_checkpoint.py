@@ -15,31 +15,17 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-
-from configuration_mae import MAEConfig, to_pair, to_size
 from mae.arguments.flags import HEIGHT_AND_WIDTH, MODEL, REQUIRED, Arguments, flag
 from mae.arguments.overrides import parse_overrides
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
-from mae.conversion.comparison import compare_forward
-from mae.conversion.hub_files import hub_name
-from mae.conversion.layouts import LAYOUTS, spelling_of
-from mae.conversion.loading import build, make_plan
-from mae.conversion.report import LoadReport, count_by_part, describe_mapping
-from mae.conversion.saving import check_expressible, fold_head_norm, full_state_dict, lost_in, save_checkpoint
-from mae.conversion.weights import Weights, read_weights
-from mae.hub.cards import converted_card, write_card
 from mae.utils.errors import UserError, first_line
-from mae.utils.files import PROCESSOR_FILE, UNFINISHED, write_json
-from modeling_mae import MAEPreTrainedModel
 
 
+LAYOUTS = ("mae", "official", "timm", "vit_mae")  # those of mae/conversion/layouts.py
 # Chapters of --help.
 _files = partial(flag, group="files")
 _model = partial(flag, group=MODEL)
@@ -95,6 +81,17 @@ class ConversionArguments(Arguments):
 def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that unfinished files are removed
     (arguments,) = parse_arguments(ConversionArguments, description=__doc__)
+    # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
+    from safetensors import SafetensorError
+
+    from configuration_mae import to_size
+    from mae.cli.conversion import check_written, checked_output, compare, fits_processor, make_card, print_mapping
+    from mae.conversion.loading import build, make_plan
+    from mae.conversion.saving import check_expressible, fold_head_norm, save_checkpoint
+    from mae.conversion.weights import read_weights
+    from mae.hub.cards import write_card
+    from mae.utils.files import PROCESSOR_FILE, UNFINISHED, write_json
+
     output, target = checked_output(arguments.output), arguments.to_layout
     overrides = parse_overrides(arguments.config_overrides)
     if arguments.image_size is not None:
@@ -136,71 +133,6 @@ def main() -> None:
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     print(f"{num_written} tensors in {target} layout: {output}")
-
-
-def checked_output(name: str) -> Path:
-    """The output directory, which must not exist, or must be empty and not the working directory."""
-    output = Path(name).expanduser()
-    try:
-        if output.is_symlink() or (output.exists() and (not output.is_dir() or any(output.iterdir()))):
-            raise UserError(f"--output {name} exists already: name another directory.")
-        if output.resolve() == Path.cwd():
-            raise UserError(f"--output {name!r} is the working directory: name another one.")
-    except OSError as error:
-        raise UserError(f"--output {name} cannot be used: {error.strerror or error}.") from None
-    return output
-
-
-def print_mapping(model: MAEPreTrainedModel, report: LoadReport, weights: Weights, target: str) -> None:
-    """Print what was read, where every tensor goes, and which are lost."""
-    print(report)
-    spellings = spelling_of(weights.tensors, report.layout), LAYOUTS[target][0]
-    for line in describe_mapping(full_state_dict(model), report.new, *spellings):
-        print(f"    {line}")
-    lost = lost_in(model, target)
-    if lost:
-        print(f"  left out, as {target} has no place for it: {'; '.join(count_by_part(lost))}")
-
-
-def compare(action: str, model: MAEPreTrainedModel, tensors: dict[str, torch.Tensor], layout: str) -> None:
-    """Compare with the implementation that the tensors are for, or with another one that is installed."""
-    try:
-        name, difference, largest = compare_forward(model, tensors, layout)
-    except LookupError as error:
-        print(f"  check of the model {action}: none; {error}")
-        return
-    print(f"  check of the model {action}: outputs up to {largest:.2f} differ from {name}'s by {difference:.1e}")
-    if not difference <= 1e-4 * max(largest, 1):
-        raise UserError(f"The model {action} differs from {name} (see above): nothing was written.")
-
-
-def check_written(folder: Path, model: MAEPreTrainedModel, target: str) -> int:
-    """Read the output back, check that it is the model bit for bit, and compare it; returns its number of tensors."""
-    written = read_weights(next(folder.glob("*.pth"), folder))
-    plan = make_plan(written, layout=target)
-    again, expected = build(plan), full_state_dict(model)
-    for name, tensor in full_state_dict(again).items():
-        if not torch.equal(tensor, expected[name]):
-            raise UserError(f"{name} was not written as it is: nothing was kept. This is a defect of the converter.")
-    print("  check of the files written: read back, they are the same bit for bit")
-    if target in ("timm", "vit_mae"):
-        compare("written", again, written.tensors, target)
-    return len(written.tensors)
-
-
-def fits_processor(model: MAEPreTrainedModel, weights: Weights) -> bool:
-    """Whether the input has a processor, and it prepares images as the model takes them."""
-    if weights.processor is None:
-        return False
-    own, config = MAEConfig.from_dict(weights.config), model.config
-    return to_pair(own.image_size) == to_pair(config.image_size) and own.num_channels == config.num_channels
-
-
-def make_card(model: MAEPreTrainedModel, source: str, report: LoadReport) -> str:
-    path = Path(source).expanduser()
-    on_the_hub = not path.exists()
-    name = hub_name(source) if on_the_hub else path.resolve().name  # not the path, which may be confidential
-    return converted_card(model, name, name if on_the_hub else None, str(replace(report, source=name)))
 
 
 if __name__ == "__main__":

@@ -13,19 +13,11 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from mae.arguments.flags import EVALUATION, POSITIVE, Arguments, flag
 from mae.arguments.model import FeatureArguments
-from mae.cli.data import open_labelled_splits
-from mae.cli.model import load_encoder
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
-from mae.evaluation.features import compute_features, log_skipped
-from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
-from mae.training.accelerator import make_accelerator
 from mae.utils.errors import UserError
-from mae.utils.files import write_json
 
 
 logger = logging.getLogger("mae.examples")
@@ -33,7 +25,9 @@ logger = logging.getLogger("mae.examples")
 
 @dataclass
 class KNNArguments(Arguments):
-    num_neighbours: list[int] = flag([NUM_NEIGHBOURS], "Numbers of neighbours that vote.", group=EVALUATION)
+    num_neighbours: list[int] | None = flag(
+        None, "Numbers of neighbours that vote.", group=EVALUATION, default_words="20, as DINO reports"
+    )
     temperature: float = flag(
         0.07, "A neighbour's vote has the weight exp(cosine / temperature).", group=EVALUATION, rule=POSITIVE
     )
@@ -43,12 +37,22 @@ class KNNArguments(Arguments):
 
     def check(self) -> None:
         super().check()
-        if min(self.num_neighbours) < 1:
+        if self.num_neighbours is not None and min(self.num_neighbours) < 1:
             raise UserError(f"--num_neighbours {min(self.num_neighbours)} must be at least 1.")
 
 
 def main() -> None:
     arguments, options = parse_arguments(FeatureArguments, KNNArguments, description=__doc__)
+    # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
+    import torch
+
+    from mae.cli.data import open_labelled_splits
+    from mae.cli.model import load_encoder
+    from mae.evaluation.features import compute_features, log_skipped
+    from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
+    from mae.training.accelerator import make_accelerator
+    from mae.utils.files import write_json
+
     accelerator = make_accelerator(arguments)
     if options.output_file is not None and not Path(options.output_file).absolute().parent.is_dir():
         raise UserError(f"--output_file {options.output_file}: its folder does not exist.")
@@ -66,7 +70,7 @@ def main() -> None:
     (features, classes), (queries, wanted) = sides
     names, results = splits[0][1].names, []
     logger.info(f"{len(features):,} training images, {len(queries):,} validation images, {len(names)} classes")
-    for k in options.num_neighbours:
+    for k in options.num_neighbours or [NUM_NEIGHBOURS]:
         scores = knn_scores(features, classes, queries, len(names), k, options.temperature)
         hits = scores.topk(min(5, len(names)), dim=1).indices == wanted[:, None]
         result = {"num_neighbours": k, "accuracy": hits[:, 0].double().mean().item()}

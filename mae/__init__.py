@@ -1,7 +1,7 @@
 """
 Train, evaluate, convert and share Masked Autoencoders; docs/architecture.md maps the packages.
 
-Importing it registers the model with the Auto classes of transformers:
+Importing it registers the model with the Auto classes of transformers, as soon as these are imported too:
 
     import mae
     from transformers import AutoModel
@@ -13,7 +13,7 @@ Importing it registers the model with the Auto classes of transformers:
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import modeling_mae  # noqa: F401  registers the Auto classes
+from mae.utils.registration import register_with_auto_classes
 
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ except metadata.PackageNotFoundError:  # a checkout that is not installed
     __version__ = "unknown"
 
 __all__ = ["__version__", "load_checkpoint", "push_to_hub"]
+
+register_with_auto_classes()
 
 
 def __getattr__(name: str) -> Any:

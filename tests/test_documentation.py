@@ -115,6 +115,18 @@ def test_set_up_commands_stand_in_readme_on_one_line_each():
         assert len([line for line in lines if line.startswith("python3 -m venv ") and line.endswith(ending)]) == 1
 
 
+def test_readme_fits_a_few_screens_and_answers_a_new_user():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 155
+    headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
+    for subject in ("Why", "Install", "Quickstart", "Features", "Results", "When to use", "Package map", "Citation"):
+        assert any(heading.startswith(subject) for heading in headings), subject
+    packages = {path.parent.name for path in (ROOT / "mae").glob("*/__init__.py")}
+    assert set(re.findall(r"^\| `mae/(\w+)` \|", text, flags=re.MULTILINE)) == packages
+    linked = set(re.findall(r"\]\(docs/(\w+\.md)", text))
+    assert linked == {path.name for path in (ROOT / "docs").glob("*.md")}
+
+
 # --- links and references --------------------------------------------------------------------------------------------
 
 
@@ -180,7 +192,7 @@ def prose(path: Path) -> Iterator[tuple[int, str]]:
 
 def written_files() -> list[Path]:
     patterns = ("benchmarks/*.md", "examples/recipes/*.yaml", "examples/accelerate/*.yaml", "examples/*.py")
-    patterns += ("mae/**/*.md", "mae/**/*.py", "configuration_mae.py", "modeling_mae.py", "benchmarks/*.py")
+    patterns += ("mae/**/*.md", "mae/**/*.py", "*_mae.py", "benchmarks/*.py")
     return PAGES + [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 

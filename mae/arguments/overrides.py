@@ -6,7 +6,6 @@ from typing import Any
 
 from transformers.hf_argparser import string_to_bool
 
-from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig
 from mae.arguments.names import suggestion
 from mae.utils.errors import UserError
 
@@ -28,8 +27,13 @@ def parse_overrides(overrides: str | None) -> dict[str, Any]:
     Raises:
         UserError: for a name that is no field, and for a pair without "=".
     """
+    if not overrides:
+        return {}
+    # Imports torch, which --help need not wait for.
+    from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig
+
     config, fields = MAEConfig(), {}
-    for pair in [pair.strip() for pair in (overrides or "").split(",") if pair.strip()]:
+    for pair in [pair.strip() for pair in overrides.split(",") if pair.strip()]:
         name, equals, value = (part.strip() for part in pair.partition("="))
         if not equals or name not in (*CONFIG_FIELDS, *LABEL_FIELDS):
             raise UserError(

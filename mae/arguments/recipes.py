@@ -7,9 +7,8 @@ transformers' `TrainingArguments`, run_mae.py and run_image_classification.py.
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configuration_mae import LABEL_FIELDS, MAEConfig
 from mae.arguments.flags import (
     ABOVE_0,
     AT_LEAST_1,
@@ -31,6 +30,9 @@ from mae.arguments.model import ModelArguments
 from mae.arguments.overrides import parse_overrides
 from mae.utils.errors import UserError
 
+
+if TYPE_CHECKING:
+    from configuration_mae import MAEConfig
 
 # The identity of a run holds the configuration and the initial weights that these lead to.
 _model = partial(flag, changes_results=False, group=MODEL)
@@ -244,14 +246,21 @@ class ProtocolArguments(CommonRecipe):
         super().check()
         if (self.protocol == "partial") != (self.num_trainable_blocks is not None):
             raise UserError("--protocol partial and --num_trainable_blocks go together. Give both, or neither.")
-        set_elsewhere = {*LABEL_FIELDS, "head_batch_norm", "drop_path_rate"}
-        for name in sorted(set_elsewhere & parse_overrides(self.config_overrides).keys()):
-            place = "by --drop_path_rate" if name == "drop_path_rate" else "from the data and --protocol"
-            raise UserError(f"--config_overrides {name} cannot be set: its value is set {place}.")
+        self._check_overrides()
         if self.from_scratch and self.protocol != "finetune":
             raise UserError(f"--from_scratch trains all weights. Leave --protocol {self.protocol} out.")
         if self.from_scratch and self.model_name_or_path is not None:
             raise UserError("--from_scratch and --model_name_or_path exclude each other. Give one of them.")
+
+    def _check_overrides(self) -> None:
+        if not self.config_overrides:
+            return
+        from configuration_mae import LABEL_FIELDS  # imports torch, which --help need not wait for
+
+        set_elsewhere = {*LABEL_FIELDS, "head_batch_norm", "drop_path_rate"}
+        for name in sorted(set_elsewhere & parse_overrides(self.config_overrides).keys()):
+            place = "by --drop_path_rate" if name == "drop_path_rate" else "from the data and --protocol"
+            raise UserError(f"--config_overrides {name} cannot be set: its value is set {place}.")
 
 
 @dataclass
@@ -335,7 +344,7 @@ class ClassificationFlags(ProtocolArguments):
         super().check()
         _check_epochs(self)
 
-    def resolve(self, config: MAEConfig) -> "ClassificationRecipe":
+    def resolve(self, config: "MAEConfig") -> "ClassificationRecipe":
         """Fill in the paper's values, for a model at least as wide as the paper's B, L or H."""
         size = 0 if config.hidden_size < 1024 else 1 if config.hidden_size < 1280 else 2
         paper = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]

@@ -14,7 +14,6 @@ import yaml
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
-from configuration_mae import CONFIG_FIELDS
 from mae.arguments.flags import GROUPS, Flag, expand_home
 from mae.arguments.names import suggestion
 from mae.arguments.run import RunArguments
@@ -188,6 +187,8 @@ def _refuse_unknown(unknown: Sequence[str], names: Sequence[str]) -> NoReturn:
     name = first.lstrip("-").replace("-", "_")
     if name in TOKENS:
         check_trainer_flag(name, [])
+    from configuration_mae import CONFIG_FIELDS  # imports torch, which --help need not wait for
+
     if name in CONFIG_FIELDS:
         raise UserError(
             f"unknown argument {first}. To set this field of the configuration: --config_overrides {name}=VALUE"

@@ -59,7 +59,7 @@ def describe_run(training: Training, num_validation: int | None) -> RunFacts:
         data=short_data_name(recipe),
         dataset=recipe.dataset_name if source.revision is not None else None,
         num_images=training.order.num_rows,
-        num_held_out=num_validation,
+        num_validation_images=num_validation,
         steps=schedule.num_steps,
         epochs=schedule.num_epochs,
         batch_size=schedule.batch_size,
@@ -105,7 +105,7 @@ class PreTrainingReport:
         return f"{what}: {describe_length(self.training)}"
 
     def draw(self, folder: Path, metrics: Lines, evaluations: Lines) -> None:
-        kind = "training images" if self.facts.num_held_out is None else "validation images"
+        kind = "training images" if self.facts.num_validation_images is None else "validation images"
         if metrics:
             save_curve(metrics, evaluations, folder / CURVE_FILE, kind)
         pictures = [line["step"] for line in evaluations if "reconstruction" in line]
@@ -143,7 +143,8 @@ class ClassificationReport:
         facts, model = self.facts, self.training.task.model
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         what = f"{self.training.task.name.capitalize()} of {trained:,} of {facts.num_parameters:,} parameters on "
-        what += f"{facts.num_images:,} images of {self.num_classes} classes, {facts.num_held_out:,} validation images"
+        what += f"{facts.num_images:,} images of {self.num_classes} classes, "
+        what += f"{facts.num_validation_images:,} validation images"
         return f"{what}: {describe_length(self.training)}"
 
     def draw(self, folder: Path, metrics: Lines, evaluations: Lines) -> None:

@@ -14,7 +14,6 @@ from typing import NoReturn, TextIO
 from tqdm import tqdm
 from transformers.utils.logging import disable_progress_bar
 
-from mae.training.interruption import EXIT_CODE
 from mae.utils.distributed import is_main_process
 from mae.utils.errors import Interrupted, MAEError, UserError
 
@@ -77,9 +76,8 @@ def end_process(code: int) -> NoReturn:
     `sys.exit` would wait for an upload that is active, because Python joins its threads. The next save, or the same
     command, uploads what is cut off here.
     """
-    from mae.hub.publisher import is_uploading
-
-    if is_uploading():
+    publisher = sys.modules.get("mae.hub.publisher")  # an import of its own would delay every error by seconds
+    if publisher is not None and publisher.is_uploading():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -115,7 +113,7 @@ def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
     except Interrupted as error:
         if rank == "0":
             print(error, file=sys.stderr)
-        end_process(EXIT_CODE)
+        end_process(error.exit_code)
     except KeyboardInterrupt:
         if rank == "0":
             print("Stopped before training began." if can_resume else "Stopped.", file=sys.stderr)

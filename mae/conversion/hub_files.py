@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from mae.conversion.tensor_files import PICKLE_FILES, SAFE_FILES, SUFFIXES, read_index
 from mae.utils.errors import UserError
 from mae.utils.files import CONFIG_FILE, PROCESSOR_FILE
+from mae.utils.paths import announce_hub, may_be_a_path, near_path
 from mae.utils.retries import explain, is_transient, retry
 from mae.utils.text import printable
 
@@ -82,8 +82,11 @@ def _find(question: "_Question", candidates: tuple[str, ...], retry_minutes: flo
         return cache
     is_cached = cache.get(CONFIG_FILE) is not None and _first(cache, candidates) is not None
     patience = min(retry_minutes, 0.5) if is_cached else retry_minutes
+    if question.may_be_a_path:
+        patience = 0
+    announce_hub(question.asked, patience)
     try:
-        return _Hub(question, 0 if question.may_be_a_path else patience, retry_minutes)
+        return _Hub(question, patience, retry_minutes)
     except UserError as error:
         if not is_cached or error.__cause__ is None or not is_transient(error.__cause__):
             raise
@@ -101,9 +104,8 @@ class _Question:
     def __init__(self, asked: str, revision: str | None):
         self.asked, self.name = printable(asked), hub_name(asked)
         self.revision = revision
-        # A mistyped path: its folder exists, or it names none.
-        self.may_be_a_path = not asked.startswith(_PREFIXES) and Path(asked).parent.is_dir()
-        self.here = f"{self.asked} is neither a file nor a directory here{_suggestion(asked)}"
+        self.may_be_a_path = not asked.startswith(_PREFIXES) and may_be_a_path(asked)
+        self.here = f"{self.asked} is neither a file nor a directory here{near_path(asked)}"
         self.no_name = f"{self.here}, and cannot be a model on the Hub (which is named owner/name)."
 
     def ask(self, what: str, minutes: float, function: Callable[[], Result]) -> Result:
@@ -122,16 +124,6 @@ class _Question:
             return f"{self.asked} has no revision {self.revision} on the Hub: give a branch, a tag or a commit."
         # The client hides the fault of the connection behind an error of its cache.
         return f"{self.here}, and cannot be loaded from the Hub now: {explain(error.__cause__ or error)}"
-
-
-def _suggestion(asked: str) -> str:
-    """The nearest name in the folder of a path, as part of a sentence."""
-    try:
-        path = Path(asked).expanduser()
-        near = get_close_matches(path.name, [other.name for other in path.parent.iterdir()], 1)
-    except (OSError, ValueError):  # no folder, or no path
-        return ""
-    return f" (did you mean {printable(str(path.parent / near[0]))}?)" if near else ""
 
 
 class _Hub:

@@ -10,6 +10,7 @@ from mae.data.sources import ImageFileSource, sample_rows
 from mae.utils.errors import UserError
 from mae.utils.files import RUN_FILE
 from mae.utils.hashing import hash_key
+from mae.utils.paths import near_path
 from mae.utils.text import listed
 
 
@@ -39,7 +40,7 @@ def open_folder(folder: str, flag: str, num_channels: int = 3) -> ImageFileSourc
     """
     root = os.path.expanduser(folder)
     if not os.path.isdir(root):
-        problem = "is a file, not a folder" if os.path.exists(root) else "does not exist"
+        problem = "is a file, not a folder" if os.path.exists(root) else f"does not exist{near_path(folder)}"
         raise UserError(f"{flag} {folder} {problem}.")
     if is_run(root):
         raise UserError(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, LargeList, List, Value
 
@@ -80,6 +81,8 @@ def read_labels(
     Read the labels of a source: the class folders of image files; or a column of a data set with class numbers, words
     or whole numbers, or lists of these.
 
+    The classes of a [`View`] are those of the whole data set, but only the labels of its own rows must be usable.
+
     Args:
         what: The flag that names the data, for errors.
         label_column_name: The column (default: the only one that can hold labels).
@@ -88,20 +91,29 @@ def read_labels(
     Raises:
         UserError: if images have no label, or a class that is not among `names`, or the column holds no labels.
     """
-    if isinstance(source, View):  # the classes are those of the whole source
-        return read_labels(source.source, what, label_column_name, names)[source.row_numbers()]
-    folders = source.class_folders()
+    whole, rows = _whole(source)
+    folders = whole.class_folders()
     if folders is not None:
         if label_column_name is not None:
             raise UserError(f"--label_column_name {label_column_name}: {what} is a folder, whose folders are classes.")
-        return _of_folders(folders, source, what, names)
+        return _of_folders(folders, rows, source, what, names)
     column = find_label_column(source.features, label_column_name)
     if column is None:
         raise UserError(
             f"{what} has no column of labels. Choose one with --label_column_name. Columns: "
             f"{', '.join(source.features)}."
         )
-    return _of_column(source, what, column, names)
+    every = whole.read_column(column).combine_chunks()
+    return _of_column(every, rows, source, what, column, names)
+
+
+def _whole(source: Source) -> tuple[Source, np.ndarray]:
+    """The source behind views, and the numbers of their rows in it."""
+    rows = np.arange(len(source))
+    while isinstance(source, View):
+        rows = source.row_numbers()[rows]
+        source = source.source
+    return source, rows
 
 
 def check_classes(labels: Labels, what: str) -> None:
@@ -111,19 +123,29 @@ def check_classes(labels: Labels, what: str) -> None:
         raise UserError(f"{what} has {found}. A classifier needs at least two classes.")
 
 
-def _of_folders(folders: list[str], source: Source, what: str, names: list[str] | None) -> Labels:
-    bare = [source.origin(group, 0)[0] for group, folder in enumerate(folders) if not folder]
-    if bare:
+def _of_folders(folders: list[str], rows: np.ndarray, source: Source, what: str, names: list[str] | None) -> Labels:
+    """
+    Labels of some files.
+
+    Args:
+        folders: The class folders of all files.
+        rows: The files.
+        source: These files, for errors.
+    """
+    found = [encodable(folders[row]) for row in rows]
+    bare = np.flatnonzero([not folder for folder in found])
+    if len(bare):
+        files = [file for file, _ in source.row_origins(bare)]
         raise UserError(
-            f"{what}: {len(bare):,} images lie in no class folder ({listed(bare)}). Make one folder per class."
+            f"{what}: {len(bare):,} images lie in no class folder ({listed(files)}). Make one folder per class."
         )
-    found = [encodable(folder) for folder in folders]
-    if len(set(found)) > 1 and {name.lower() for name in found} <= SPLIT_NAMES:
+    own = sorted({encodable(folder) for folder in folders if folder})
+    if len(own) > 1 and {name.lower() for name in own} <= SPLIT_NAMES:
         raise UserError(
-            f"{what} holds the folders {listed(sorted(set(found)))}, which are splits and no classes. Pass one with "
-            "--train_dir and another with --validation_dir."
+            f"{what} holds the folders {listed(own)}, which are splits and no classes. Pass one with --train_dir and "
+            "another with --validation_dir."
         )
-    return _numbered(found, names, what)
+    return _numbered(found, _distinct(own) if names is None else names, what)
 
 
 def _composed(name: str) -> str:
@@ -136,19 +158,27 @@ def _distinct(names: Iterable[str]) -> list[str]:
     return list({_composed(name): name for name in reversed(list(names))}.values())[::-1]
 
 
-def _numbered(found: list[str], names: list[str] | None, what: str) -> Labels:
-    """Labels from the names of classes, in the order of `names` (default: sorted)."""
-    own = _distinct(sorted(set(found)))
-    names = own if names is None else names
+def _numbered(found: list[str], names: list[str], what: str) -> Labels:
+    """Labels from the names of classes, in the order of `names`."""
     number = {_composed(name): index for index, name in enumerate(names)}
-    unknown = [name for name in own if _composed(name) not in number]
+    unknown = [name for name in _distinct(sorted(set(found))) if _composed(name) not in number]
     if unknown:
         raise UserError(f"{what} has classes that the training data does not have: {listed(unknown)}.")
     return Labels(np.array([number[_composed(name)] for name in found], dtype=np.int64), names)
 
 
-def _of_column(source: Source, what: str, column: str, names: list[str] | None) -> Labels:
-    feature, values = source.features[column], source.read_column(column).combine_chunks()
+def _of_column(
+    every: pa.Array, rows: np.ndarray, source: Source, what: str, column: str, names: list[str] | None
+) -> Labels:
+    """
+    Labels of some rows.
+
+    Args:
+        every: The column of the whole data set.
+        rows: The rows.
+        source: These rows, for errors.
+    """
+    feature, values = source.features[column], every.take(pa.array(rows))
     item = _item(feature)
     has_several, owners = item is not feature, np.arange(len(values))  # the row of each single value
     if values.null_count:
@@ -174,8 +204,8 @@ def _of_column(source: Source, what: str, column: str, names: list[str] | None) 
         encoded = pc.dictionary_encode(values)
         words = [encodable(str(value)) for value in encoded.dictionary.to_pylist()]
         if names is None:
-            # Whole numbers in their own order, 10 after 9.
-            names = _distinct(encodable(str(value)) for value in sorted(encoded.dictionary.to_pylist()))
+            distinct = pc.unique(every.flatten() if has_several else every).drop_null().to_pylist()
+            names = _distinct(encodable(str(value)) for value in sorted(distinct))  # whole numbers: 10 after 9
         numbers = _numbered(words, names, what).values[encoded.indices.to_numpy(zero_copy_only=False)]
     else:
         raise UserError(

@@ -1,7 +1,5 @@
 """Pixel normalisation, and the statistics that it uses."""
 
-from functools import lru_cache
-
 import torch
 
 from configuration_mae import MAEConfig
@@ -12,29 +10,22 @@ from mae.data.sources import Source
 from mae.data.stream import SampleStream
 from mae.data.transforms import PreTrainingTransform
 from mae.utils.errors import UserError
+from patches_mae import channel_values, normalize
 
 
-@lru_cache
-def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """One value per channel. Cached, because the host waits for a copy to a GPU."""
-    return torch.tensor(values, device=device).view(-1, 1, 1)
-
-
-def normalize(images: torch.Tensor, config: MAEConfig) -> torch.Tensor:
-    """Turn uint8 images `(B, C, H, W)` into float32 `pixel_values` with the configuration's mean and std."""
-    pixel_values = images.float() / 255
-    if config.image_mean is not None:
-        mean, std = (_channels(tuple(values), images.device) for values in (config.image_mean, config.image_std))
-        pixel_values = (pixel_values - mean) / std
-    return pixel_values
+def model_inputs(images: torch.Tensor, config: MAEConfig) -> torch.Tensor:
+    """
+    Return images `(B, C, H, W)` as models take them. The models normalise uint8 images themselves, after they have
+    selected the patches that they need. Images of more than 8 bits, float32 between 0 and 255, are normalised here.
+    """
+    return images if images.dtype == torch.uint8 else normalize(images, config)
 
 
 def denormalize(pixel_values: torch.Tensor, config: MAEConfig) -> torch.Tensor:
     """The inverse of [`normalize`], as float32 in [0, 1]."""
     if config.image_mean is not None:
-        device = pixel_values.device
-        mean, std = (_channels(tuple(values), device) for values in (config.image_mean, config.image_std))
-        pixel_values = pixel_values * std + mean
+        mean, std = channel_values(pixel_values, config)
+        pixel_values = pixel_values * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
     return pixel_values.float().clamp(0, 1)
 
 

@@ -15,18 +15,22 @@ from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
 from huggingface_hub import HfApi, constants
-from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.hf_api import DatasetInfo, RepoFile
+from huggingface_hub.utils import validate_repo_id
 
 from mae.data.folders import IMAGE_EXTENSIONS
 from mae.data.parquet import ParquetSource, read_footers
 from mae.data.sources import ArrowSource, ImageFileSource, Source
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
-from mae.utils.retries import Result, retry
+from mae.utils.paths import announce_hub, may_be_a_path, near_path
+from mae.utils.retries import Result, explain, retry
 
 
 # Files that may describe the image files of a data set.
 METADATA_EXTENSIONS = {".csv", ".jsonl", ".parquet"}
+_SECONDS = 10  # for the Hub to answer whether it has a data set
 
 
 def find_image_column(features: dict[str, Any], image_column_name: str | None) -> str:
@@ -105,12 +109,15 @@ class _Dataset:
             return [self.name]
         paths = [self.local] if os.path.exists(self.local) else sorted(glob.glob(self.local))
         if not paths:
-            raise UserError(f"--dataset_name {self.name} does not exist.")
+            raise UserError(f"--dataset_name {self.name} does not exist{near_path(self.name)}.")
         return paths
 
     def _check_name(self) -> None:
-        if self.on_the_hub and (self.name.startswith((".", "/", "~")) or self.name.count("/") > 1):
-            raise UserError(f"--dataset_name {self.name} does not exist.")
+        if self.on_the_hub:
+            try:
+                validate_repo_id(self.name)
+            except HFValidationError:  # another form than owner/name
+                raise UserError(f"--dataset_name {self.name} does not exist{near_path(self.name)}.") from None
         if not self.paths and os.path.isfile(self.local):
             kind = Path(self.local).suffix or "no extension"
             raise UserError(
@@ -128,13 +135,30 @@ class _Dataset:
             return self._saved_splits()
         if self.on_the_hub and not constants.HF_HUB_OFFLINE:
             # Asked here, because `datasets` takes a cached copy of any revision if the Hub does not answer.
-            info = self._retry(lambda: HfApi().dataset_info(self.name, revision=self.revision))
+            info = self._ask_the_hub()
             self.revision, self.repository = info.sha, info.id  # an old name leads to another one
         builder = self._retry(lambda: self._builder(streaming))
         self.files = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
         splits = list(self.files) or list(map(str, builder.info.splits or ()))  # the latter for a downloaded copy
         open_split = self._opener(builder, streaming)
         return {split: lambda split=split: open_split(split) for split in splits}
+
+    def _ask_the_hub(self) -> DatasetInfo:
+        """What the Hub knows of the data set. A name that may be a mistyped path is asked only once."""
+        minutes = 0 if may_be_a_path(self.name) else self.retry_minutes
+        announce_hub(f"--dataset_name {self.name}", minutes)
+        try:
+            return self._retry(
+                lambda: HfApi().dataset_info(self.name, revision=self.revision, timeout=_SECONDS), minutes
+            )
+        except UserError as error:
+            if minutes == self.retry_minutes and not near_path(self.name):
+                raise
+            cause = error.__cause__ or error
+            raise UserError(
+                f"--dataset_name {self.name} is neither a file nor a folder here{near_path(self.name)}, and cannot be "
+                f"opened from the Hub: {explain(cause)}"
+            ) from cause
 
     def _retry(self, function: Callable[[], Result], minutes: float | None = None) -> Result:
         minutes = self.retry_minutes if minutes is None else minutes

@@ -13,12 +13,12 @@ from configuration_mae import MAEConfig
 from mae.data.batch import Batch
 from mae.data.dataset import SampleDataset
 from mae.data.loader import batches, make_loader
-from mae.data.normalization import normalize
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
 from mae.data.stream import SampleStream
 from mae.data.subsets import take_rows
 from mae.data.transforms import EvaluationTransform
+from patches_mae import normalize
 
 
 _ROWS_PER_READ = 256

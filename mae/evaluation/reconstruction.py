@@ -11,7 +11,7 @@ from torch import Tensor
 
 from configuration_mae import MAEConfig
 from mae.data.decoding import DecodingError, EncodedImage
-from mae.data.normalization import normalize
+from mae.data.normalization import model_inputs
 from mae.data.sources import Source
 from mae.data.transforms import EvaluationTransform
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
@@ -22,6 +22,7 @@ from mae.utils.files import PICTURES_FOLDER
 from mae.utils.hashing import permutation
 from mae.utils.retries import retry
 from modeling_mae import MAEForPreTraining
+from patches_mae import normalize
 
 
 # Groups that images are taken from, if there are as many: the first rows of a group are read quickly.
@@ -64,7 +65,8 @@ class ReconstructionEvaluator:
         for images, some_noise in zip(self.images.split(self.batch_size), noise.split(self.batch_size)):
             if context.should_stop():
                 return None
-            outputs = model(normalize(images.to(device), config), noise=some_noise.to(device))
+            pixel_values = model_inputs(images.to(device), config)
+            outputs = model(pixel_values, noise=some_noise.to(device), return_logits=False)
             total += outputs.loss * len(images)
         path = picture_path(context.folder, context.step)
         self._draw(model, noise[: self.NUM_PICTURES].to(device), path, context.epoch)

@@ -76,7 +76,7 @@ class RunFacts:
         data: A name of the images, in words.
         dataset: Their dataset on the Hub, at the recipe's `dataset_revision`; None for images from elsewhere.
         num_images: Number of training images.
-        num_held_out: Number of validation images; None if training images are evaluated.
+        num_validation_images: Number of validation images; None if training images are evaluated.
         steps, epochs: Length of the whole run.
         batch_size: Images per step, over all devices.
         learning_rate: Its peak.
@@ -93,7 +93,7 @@ class RunFacts:
     data: str
     dataset: str | None
     num_images: int
-    num_held_out: int | None
+    num_validation_images: int | None
     steps: int
     epochs: float
     batch_size: int
@@ -113,12 +113,12 @@ def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluation
         metrics, evaluations: The lines of metrics.jsonl and evaluations.jsonl up to this step.
     """
     target = "pixels normalised within each patch" if facts.config.norm_pix_loss else "pixels"
-    split = "validation" if facts.num_held_out else "training"
-    images = f"{facts.num_held_out} validation images" if facts.num_held_out else "training images"
+    split = "validation" if facts.num_validation_images else "training"
+    images = f"{facts.num_validation_images} validation images" if facts.num_validation_images else "training images"
     neighbours_metric = f"Accuracy of {facts.num_neighbours} nearest neighbours, {split} images"
     eval_loss, neighbours = _last(evaluations, "eval_loss"), _last(evaluations, "eval_knn_accuracy")
     results = {}
-    if facts.num_held_out:  # scores on training images evaluate nothing
+    if facts.num_validation_images:  # scores on training images evaluate nothing
         results[f"Mean squared error of masked patches ({target}), {images}"] = "mse", eval_loss
         results[neighbours_metric] = "accuracy", neighbours
     return _render(

@@ -17,7 +17,6 @@ from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.labels import Labels
-from mae.data.normalization import normalize
 from mae.data.sources import Source
 from mae.data.subsets import RowNumbers
 from mae.data.transforms import ClassificationTransform, seeded
@@ -26,6 +25,7 @@ from mae.training.optimization import LARS, make_optimizer, parameter_groups
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
 from modeling_mae import MAEForImageClassification, MAEModelOutput
+from patches_mae import normalize
 
 
 logger = logging.getLogger(__name__)

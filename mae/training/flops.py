@@ -49,19 +49,25 @@ def _block_flops(num_blocks: int, tokens: int, width: int, hidden: int) -> int:
     return num_blocks * 2 * tokens * (4 * width * width + 2 * width * hidden + 2 * tokens * width)
 
 
-def forward_flops(config: MAEConfig) -> int:
-    """FLOPs of one image through [`MAEForPreTraining`], the encoder on the visible patches only."""
+def forward_flops(config: MAEConfig, num_visible: int | None = None, num_predicted: int | None = None) -> int:
+    """
+    FLOPs of one image through [`MAEForPreTraining`] as it trains: `num_visible` patches are encoded and
+    `num_predicted` patches are predicted (default: the visible and the removed ones of `config.mask_ratio`).
+    """
+    if num_visible is None:
+        num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
+    if num_predicted is None:
+        num_predicted = config.num_patches - num_visible
     patch_height, patch_width = to_pair(config.patch_size)
     patch_values = patch_height * patch_width * config.num_channels
-    num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
     width, decoder_width = config.hidden_size, config.decoder_hidden_size
     encoder = _block_flops(config.num_hidden_layers, 1 + num_visible, width, config.intermediate_size)
     decoder = _block_flops(
         config.decoder_num_hidden_layers, 1 + config.num_patches, decoder_width, config.decoder_intermediate_size
     )
-    embedding = 2 * config.num_patches * patch_values * width
+    embedding = 2 * num_visible * patch_values * width
     between = 2 * (1 + num_visible) * width * decoder_width
-    prediction = 2 * (1 + config.num_patches) * decoder_width * patch_values
+    prediction = 2 * num_predicted * decoder_width * patch_values
     return embedding + encoder + between + decoder + prediction
 
 

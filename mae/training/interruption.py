@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 
 
-# EX_TEMPFAIL of sysexits.h: the same command resumes.
-EXIT_CODE = 75
 # Seconds that a step may wait for data after the request; launchers and schedulers kill after 30.
 DATA_PATIENCE = 10
 _REQUESTS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.data.batch import Batch
 from mae.data.dataset import SampleDataset
-from mae.data.normalization import normalize
+from mae.data.normalization import model_inputs
 from mae.data.sources import Source
 from mae.data.transforms import PreTrainingTransform
 from mae.training.flops import training_flops
@@ -53,7 +53,7 @@ class PreTraining:
         device = self.model.device
         images = batch.pixel_values.to(device, non_blocking=True)
         noise = torch.as_tensor(batch.noise).to(device, non_blocking=True)
-        return forward(normalize(images, self.model.config), noise=noise).loss
+        return forward(model_inputs(images, self.model.config), noise=noise, return_logits=False).loss
 
     def identity(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -1,11 +1,9 @@
 """Rank 0, and the cores of a process."""
 
 import os
+import sys
 from collections.abc import Callable
 from typing import TypeVar
-
-import torch.distributed as dist
-from accelerate.utils import broadcast_object_list
 
 from mae.utils.errors import RunError, UserError
 
@@ -13,9 +11,15 @@ from mae.utils.errors import RunError, UserError
 Result = TypeVar("Result")
 
 
+def has_process_group() -> bool:
+    """Whether a launcher's processes are connected. Scripts ask before they need torch, which takes seconds."""
+    dist = sys.modules.get("torch.distributed")
+    return dist is not None and dist.is_initialized()
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0, of all machines."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return not has_process_group() or sys.modules["torch.distributed"].get_rank() == 0
 
 
 def count_cores() -> int:
@@ -37,7 +41,9 @@ def on_main_process(function: Callable[[], Result]) -> Result:
             result = function()
         except (UserError, RunError) as found:
             error = found
-    if dist.is_initialized():
+    if has_process_group():
+        from accelerate.utils import broadcast_object_list
+
         values = [result, error]
         broadcast_object_list(values)
         result, error = values

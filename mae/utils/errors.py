@@ -27,6 +27,8 @@ class DataError(RunError):
 class Interrupted(Exception):
     """The run was asked to stop, and has saved a checkpoint."""
 
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: the same command resumes
+
 
 def first_line(error: BaseException) -> str:
     """The first line of an error of another library, or the name of its class if it has no message."""

@@ -38,7 +38,8 @@ CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
-MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE, "modeling_mae.py", "configuration_mae.py")
+CODE_FILES = ("attention_mae.py", "configuration_mae.py", "modeling_mae.py", "patches_mae.py")
+MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE, *CODE_FILES)
 
 
 def flush(*paths: Path) -> None:

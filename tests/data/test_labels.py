@@ -14,7 +14,7 @@ from PIL import Image
 from mae.data.folders import open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset
-from mae.data.subsets import CachedSource, hold_out
+from mae.data.subsets import CachedSource, hold_out, take_rows
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
 from tests.support.loopback import upload
@@ -233,3 +233,36 @@ def test_names_that_look_the_same_are_one_class_and_keep_the_spelling_of_trainin
     column = write(tmp_path / "c.parquet", [composed, "tea", decomposed], Value("string"))
     assert read_labels(column, "x", names=labels.names).values.tolist() == [0, 1, 0]
     assert read_labels(column, "x").values.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "column, feature, expected",
+    [
+        ([None, "b", "a", "c", "b"], Value("string"), (["a", "b", "c"], [1, 0])),
+        ([-1, 1, 0, 2, 1], ClassLabel(names=["a", "b", "c"]), (["a", "b", "c"], [1, 0])),
+        ([None, [10, 9], [9], [8], []], List(Value("int64")), (["8", "9", "10"], [[0, 1, 1], [0, 1, 0]])),
+        ([[None], ["b"], ["a"], ["c"], []], List(Value("string")), (["a", "b", "c"], [[0, 1, 0], [1, 0, 0]])),
+    ],
+)
+def test_view_has_all_classes_and_refuses_only_bad_labels_of_its_own_rows(column, feature, expected, tmp_path):
+    source = write(tmp_path / "train.parquet", column, feature, row_group_size=2)
+    view = CachedSource(take_rows(take_rows(source, np.array([1, 2, 3])), np.array([0, 1])))
+    labels = read_labels(view, "WHAT")
+    assert (labels.names, labels.values.tolist()) == expected
+    bad = take_rows(source, np.array([0, 3]))
+    with pytest.raises(UserError, match=r"WHAT: 1 images have no usable label .*train.parquet row 0\."):
+        read_labels(bad, "WHAT")
+
+
+def test_view_of_a_folder_has_all_classes_and_ignores_files_outside_of_it(tmp_path, emoji_bytes):
+    for name in ("0.png", "a/1.png", "b/2.png", "c/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(emoji_bytes[0])
+    source = open_folder(str(tmp_path), "--train_dir")
+    labels = read_labels(take_rows(source, np.array([1, 3])), "WHAT")
+    assert labels.names == ["a", "b", "c"] and labels.values.tolist() == [0, 2]
+    with pytest.raises(UserError, match=r"WHAT: 1 images lie in no class folder \(0.png\)"):
+        read_labels(take_rows(source, np.array([0, 3])), "WHAT")
+    with pytest.raises(UserError, match="classes that the training data does not have: c"):
+        read_labels(take_rows(source, np.array([1, 3])), "WHAT", names=["a", "b"])
+    assert read_labels(take_rows(source, np.array([1, 2])), "WHAT", names=["a", "b"]).values.tolist() == [0, 1]

@@ -8,9 +8,10 @@ from torchvision.transforms import v2
 
 from configuration_mae import MAEConfig
 from mae.data.folders import open_folder
-from mae.data.normalization import denormalize, measure_statistics, normalize
+from mae.data.normalization import denormalize, measure_statistics
 from mae.data.order import SampleOrder
 from mae.utils.errors import UserError
+from patches_mae import normalize
 from tests.support.samples import CONFIG, BrokenSource, encode
 
 

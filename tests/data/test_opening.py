@@ -111,3 +111,44 @@ def test_misspelt_name_fails_at_once_when_offline(monkeypatch, hub):
     with pytest.raises(UserError, match="--dataset_name data/photoz"):
         open_dataset("data/photoz", retry_minutes=10)
     assert time.monotonic() - started < 20 and not hub.requests
+
+
+@pytest.fixture
+def silent_hub(hub, monkeypatch, tmp_path):
+    """A Hub that answers no question, and a working directory with the folder data/photos."""
+    hub.fault("GET", r".*", status=503, times=99)
+    monkeypatch.setattr("mae.utils.retries.FIRST_DELAY", 0.01)
+    (tmp_path / "data" / "photos").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    hub.requests.clear()
+    return hub
+
+
+@pytest.mark.parametrize("name, near", [("data/photoz", "data/photos"), ("dat", "data"), ("data/emoji", None)])
+def test_name_that_may_be_a_mistyped_path_is_asked_of_the_hub_only_once(name, near, silent_hub):
+    words = rf"{name} is neither a file nor a folder here"
+    words += rf" \(did you mean {near}\?\)" if near else ""
+    with pytest.raises(UserError, match=f"--dataset_name {words}, and cannot be opened from the Hub: .*503") as error:
+        open_dataset(name, retry_minutes=10)
+    assert "\n" not in str(error.value) and len(silent_hub.requests) == 1
+
+
+def test_mistyped_path_that_the_hub_does_not_know_names_the_near_one(silent_hub):
+    silent_hub.faults.clear()
+    with pytest.raises(UserError, match=r"data/photoz is neither .*did you mean data/photos.* 404 "):
+        open_dataset("data/photoz", retry_minutes=10)
+
+
+@pytest.mark.parametrize("name", ["data/photos/emoji", "./photoz", "data/photo z", "data\\photoz", "data/photoz/"])
+def test_name_that_the_hub_cannot_have_is_refused_without_asking(name, silent_hub):
+    with pytest.raises(UserError, match="does not exist"):
+        open_dataset(name, retry_minutes=10)
+    assert not silent_hub.requests
+
+
+def test_name_on_a_silent_hub_is_retried_after_a_line_that_says_so(silent_hub, caplog):
+    with caplog.at_level("INFO", logger="mae"), pytest.raises(UserError, match="me/photos cannot be opened: .*503"):
+        open_dataset("me/photos", retry_minutes=0.01)
+    first, *others = caplog.messages
+    assert "me/photos is neither a file nor a folder here: asking the Hub" in first and silent_hub.url in first
+    assert "retried for 0.01 minutes" in first and any("retrying in" in line for line in others)

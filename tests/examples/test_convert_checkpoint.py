@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoModelForPreTraining, ViTMAEForP
 
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.cli.model import build_model, read_checkpoint
-from mae.conversion.layouts import OFFICIAL, VIT_MAE_SAVED_BY_5, from_native
+from mae.conversion.layouts import LAYOUTS, OFFICIAL, VIT_MAE_SAVED_BY_5, from_native
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.utils.errors import UserError
@@ -66,10 +66,12 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
     assert read <= 1e-5
     assert sorted(file.name for file in output.iterdir()) == [
         "README.md",
+        "attention_mae.py",
         "config.json",
         "configuration_mae.py",
         "model.safetensors",
         "modeling_mae.py",
+        "patches_mae.py",
         "preprocessor_config.json",
     ]
     model = AutoModelForPreTraining.from_pretrained(output)
@@ -420,3 +422,8 @@ def test_batch_norm_of_a_linear_probe_goes_into_the_classifier(layout, tmp_path)
     done = convert("--input", tmp_path / "native", "--output", tmp_path / "copy")
     assert done.returncode == 0 and "batch norm before the classifier" in done.stdout, done.stderr
     assert torch.equal(load_checkpoint(tmp_path / "copy")[0](pixel_values).logits, model(pixel_values).logits)
+
+
+def test_help_names_every_layout():
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
+    assert f"Layout of the output: {', '.join(LAYOUTS)}" in " ".join(done.stdout.split())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from mae.evaluation.neighbours import NUM_NEIGHBOURS
 from tests.support.classification import SIZES
 from tests.support.data import ROOT
 from tests.support.features import features_of, plain_knn, rows_of, save_encoder
@@ -55,3 +56,8 @@ def test_mistake_is_one_line_that_names_the_flag(arguments, message, pretrained)
     arguments = [pretrained if argument == "MODEL" else argument for argument in arguments]
     done = start(*arguments, script=KNN)
     assert done.returncode == 2 and message in done.stderr.splitlines()[-1], done.stderr
+
+
+def test_help_states_the_default_number_of_neighbours():
+    done = start("--help", script=KNN)
+    assert f"(default: {NUM_NEIGHBOURS}, as DINO reports)" in " ".join(done.stdout.split())

@@ -68,7 +68,7 @@ def make_facts(**changed):
         "data": "the images of leaves",
         "dataset": None,
         "num_images": 1000,
-        "num_held_out": 50,
+        "num_validation_images": 50,
         "steps": 100,
         "epochs": 6.4,
         "batch_size": 64,
@@ -211,7 +211,7 @@ def test_metadata_of_a_dataset_and_a_model_of_the_hub_name_both_with_commits():
 
 
 def test_metadata_has_no_score_on_training_images():
-    assert "model-index" not in metadata(make_pretraining_card(num_held_out=None, neighbours=0.4))
+    assert "model-index" not in metadata(make_pretraining_card(num_validation_images=None, neighbours=0.4))
 
 
 def test_classification_metadata_has_accuracy_or_mean_average_precision():
@@ -275,7 +275,7 @@ def test_card_of_normalised_pixels_explains_the_figures():
 
 
 def test_card_without_validation_images_says_so():
-    assert "no validation images" in make_pretraining_card(num_held_out=None)
+    assert "no validation images" in make_pretraining_card(num_validation_images=None)
     assert "no validation images" not in make_pretraining_card()
 
 
@@ -283,7 +283,7 @@ def test_card_lists_nearest_neighbours_with_their_number_and_split():
     card = make_pretraining_card(neighbours=0.4321, num_neighbours=7)
     assert row(card, "Accuracy of 7 nearest neighbours, validation images") == "43.2%"
     assert list(metrics_of(card).values()) == [0.4567, 0.4321]
-    card = make_pretraining_card(neighbours=0.4321, num_held_out=None)
+    card = make_pretraining_card(neighbours=0.4321, num_validation_images=None)
     assert row(card, "Accuracy of 20 nearest neighbours, training images") == "43.2%"
 
 

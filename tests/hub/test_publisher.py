@@ -39,6 +39,7 @@ AUTO_MAP = {
 }
 PUSHED = [
     "README.md",
+    "attention_mae.py",
     "config.json",
     "configuration_mae.py",
     "environment.json",
@@ -47,6 +48,7 @@ PUSHED = [
     "metrics.jsonl",
     "model.safetensors",
     "modeling_mae.py",
+    "patches_mae.py",
     "preprocessor_config.json",
     "recipe.yaml",
     "reconstruction.png",

@@ -21,7 +21,15 @@ from tests.hub.test_cards import GENERATED_BY_0_1_0, make_config, validate
 from tests.support.fake_hub import READ_TOKEN, Hub
 
 
-MODEL = ["config.json", "configuration_mae.py", "model.safetensors", "modeling_mae.py", "preprocessor_config.json"]
+MODEL = [
+    "attention_mae.py",
+    "config.json",
+    "configuration_mae.py",
+    "model.safetensors",
+    "modeling_mae.py",
+    "patches_mae.py",
+    "preprocessor_config.json",
+]
 
 
 def history(hub, name, branch="main"):

@@ -1,4 +1,4 @@
-"""The models against the official code (recorded outputs), transformers' ViTMAE and timm."""
+"""The models against the official code (recorded outputs), ViTMAE of transformers, and timm."""
 
 from ast import literal_eval
 from pathlib import Path
@@ -12,16 +12,13 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from configuration_mae import MAEConfig
 from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
+from tests.support.models import TINY, assert_close, randomize
 
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 PRETRAIN = ["official_pretrain_raw_pixels", "official_pretrain_norm_pixels"]
 CLASSIFY = ["official_classify_cls", "official_classify_mean"]
 ATTENTION = ["sdpa", "eager"]
-
-
-def close(actual, expected, tolerance=1e-5):
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
 def load(name):
@@ -31,7 +28,7 @@ def load(name):
 
 
 def pretraining_names(weights):
-    """Our parameter names for the official ones."""
+    """Rename official parameters to the names of `MAEForPreTraining`."""
     renamed = {}
     for key, value in weights.items():
         if key == "mask_token":
@@ -62,13 +59,13 @@ def test_pretraining_outputs_are_those_of_the_official_code(name, attention):
     model, tensors = official_pretraining(name, attention)
     assert model.config._attn_implementation == attention
     outputs = model(tensors["pixel_values"], noise=tensors["noise"])
-    close(outputs.loss, tensors["loss"][0])
-    close(outputs.logits, tensors["pred"])
+    assert_close(outputs.loss, tensors["loss"][0])
+    assert_close(outputs.logits, tensors["pred"])
     assert torch.equal(outputs.mask, tensors["mask"])
     assert torch.equal(outputs.ids_restore, tensors["ids_restore"])
     latent = model.mae(tensors["pixel_values"], noise=tensors["noise"]).last_hidden_state
-    close(latent, tensors["latent"])
-    close(model.patchify(tensors["pixel_values"]), tensors["target_patches"], 0)
+    assert_close(latent, tensors["latent"])
+    assert_close(model.patchify(tensors["pixel_values"]), tensors["target_patches"], 0)
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -81,14 +78,14 @@ def test_gradients_are_those_of_the_official_code(name, attention):
     assert trained.keys() == expected.keys()
     for key, gradient in trained.items():
         reference = expected[key]
-        if key.endswith("qkv.bias"):  # softmax is blind to the bias of the keys: only noise there
+        if key.endswith("qkv.bias"):  # softmax ignores the bias of the keys, whose gradient is noise
             gradient, reference = (torch.cat(bias.chunk(3)[::2]) for bias in (gradient, reference))
         error = (gradient - reference).abs().max() / reference.abs().max()
         assert error < 1e-5, f"{key}: {error:.1e}"
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
-def test_positions_of_official_models(name):
+def test_positions_equal_those_of_official_models(name):
     tensors, metadata = load(name)
     grid = (int(metadata["image_size"]) // int(metadata["patch_size"]),) * 2
     for key in ("pos_embed", "decoder_pos_embed"):
@@ -97,7 +94,7 @@ def test_positions_of_official_models(name):
 
 
 def official_positions(dim, size):
-    """`get_2d_sincos_pos_embed` of the official code in numpy; its np.float is float64."""
+    """`get_2d_sincos_pos_embed` of the official code in numpy, with float64 for its `np.float`."""
 
     def one_axis(dim, pos):
         omega = np.arange(dim // 2, dtype=np.float64) / (dim / 2.0)
@@ -110,13 +107,13 @@ def official_positions(dim, size):
 
 
 @pytest.mark.parametrize("dim, size", [(768, 14), (512, 14), (1024, 14), (1280, 16), (16, 3)])
-def test_positions_in_numpy(dim, size):
+def test_positions_equal_the_official_numpy_code(dim, size):
     table = sincos_positions(dim, (size, size))
     assert table.dtype == torch.float32
     assert np.array_equal(table[0].numpy(), official_positions(dim, size))
 
 
-def test_positions_of_a_rectangle():
+def test_positions_of_a_rectangle_are_rows_and_columns_of_a_square():
     square = sincos_positions(16, (7, 7))[0, 1:].view(7, 7, 16)
     rectangle = sincos_positions(16, (3, 7))[0, 1:].view(3, 7, 16)
     assert torch.equal(rectangle, square[:3])
@@ -142,37 +139,12 @@ def test_classification_outputs_are_those_of_the_official_code(name, attention):
     model = MAEForImageClassification(config).eval()
     top = ("head.", "fc_norm.")
     model.load_state_dict({key if key.startswith(top) else f"mae.{key}": value for key, value in weights.items()})
-    close(model(tensors["pixel_values"]).logits, tensors["logits"])
-    close(model.fc_norm(model.mae(tensors["pixel_values"]).pooler_output), tensors["features"])
-
-
-def small_config(cls, **fields):
-    return cls(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=48,
-        decoder_hidden_size=16,
-        decoder_num_hidden_layers=2,
-        decoder_num_attention_heads=4,
-        decoder_intermediate_size=40,
-        image_size=32,
-        patch_size=8,
-        layer_norm_eps=1e-6,
-        **fields,
-    )
-
-
-def randomise(model):
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model.eval()
+    assert_close(model(tensors["pixel_values"]).logits, tensors["logits"])
+    assert_close(model.fc_norm(model.mae(tensors["pixel_values"]).pooler_output), tensors["features"])
 
 
 def vitmae_names(weights):
-    """The keys of transformers' ViTMAE in memory for ours, the fused qkv split."""
+    """Rename parameters to those of ViTMAE in transformers, with the fused qkv split."""
     replacements = [
         ("mae.blocks.", "vit.layers."),
         ("decoder.blocks.", "decoder.decoder_layers."),
@@ -187,9 +159,9 @@ def vitmae_names(weights):
     replacements += [(f"decoder.{key}", f"decoder.decoder_{key}") for key in ("pos_embed", "embed.", "norm.", "pred.")]
     renamed = {}
     for key, value in weights.items():
-        for ours, theirs in replacements:
-            if ours in key:
-                key = key.replace(ours, theirs)
+        for name, vitmae_name in replacements:
+            if name in key:
+                key = key.replace(name, vitmae_name)
         if "attn.qkv" in key:
             for name, third in zip("qkv", value.chunk(3)):
                 renamed[key.replace("attn.qkv", f"attention.{name}_proj")] = third
@@ -200,27 +172,27 @@ def vitmae_names(weights):
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
 def test_pretraining_outputs_are_those_of_vitmae(norm_pix_loss):
-    model = randomise(MAEForPreTraining(small_config(MAEConfig, norm_pix_loss=norm_pix_loss)))
-    vitmae = ViTMAEForPreTraining(small_config(ViTMAEConfig, norm_pix_loss=norm_pix_loss)).eval()
+    model = randomize(MAEForPreTraining(MAEConfig(**TINY, norm_pix_loss=norm_pix_loss)))
+    vitmae = ViTMAEForPreTraining(ViTMAEConfig(**TINY, layer_norm_eps=1e-6, norm_pix_loss=norm_pix_loss)).eval()
     vitmae.load_state_dict(vitmae_names(model.state_dict()))
     pixel_values, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
-    ours, theirs = model(pixel_values, noise=noise), vitmae(pixel_values, noise=noise)
-    close(ours.loss, theirs.loss)
-    close(ours.logits, theirs.logits)
-    assert torch.equal(ours.mask, theirs.mask)
-    assert torch.equal(ours.ids_restore, theirs.ids_restore)
+    outputs, expected = model(pixel_values, noise=noise), vitmae(pixel_values, noise=noise)
+    assert_close(outputs.loss, expected.loss)
+    assert_close(outputs.logits, expected.logits)
+    assert torch.equal(outputs.mask, expected.mask)
+    assert torch.equal(outputs.ids_restore, expected.ids_restore)
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_encoder_outputs_are_those_of_timm(pooling):
     timm = pytest.importorskip("timm")
-    model = randomise(MAEModel(small_config(MAEConfig, pooling=pooling)))
+    model = randomize(MAEModel(MAEConfig(**TINY, pooling=pooling)))
     vit = timm.models.VisionTransformer(
         img_size=32,
         patch_size=8,
-        embed_dim=24,
+        embed_dim=32,
         depth=2,
-        num_heads=2,
+        num_heads=4,
         mlp_ratio=2,
         num_classes=0,
         global_pool="token" if pooling == "cls" else "avg",
@@ -229,4 +201,4 @@ def test_encoder_outputs_are_those_of_timm(pooling):
     missing, unexpected = vit.load_state_dict(model.state_dict(), strict=False)
     assert not unexpected and all(key.startswith("fc_norm.") for key in missing)
     pixel_values = torch.randn(2, 3, 32, 32)
-    close(model(pixel_values).last_hidden_state, vit.forward_features(pixel_values))
+    assert_close(model(pixel_values).last_hidden_state, vit.forward_features(pixel_values))

@@ -56,3 +56,12 @@ def model_of_kind(kind: str) -> MAEPreTrainedModel:
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
+
+
+def make_images(*size: int, channels: int = 3, batch_size: int = 2) -> Tensor:
+    """The same images on every call, of 32 x 32 pixels by default."""
+    return torch.randn(batch_size, channels, *(size or (32, 32)), generator=torch.Generator().manual_seed(1))
+
+
+def make_noise(batch_size: int = 2, num_patches: int = 16) -> Tensor:
+    return torch.rand(batch_size, num_patches, generator=torch.Generator().manual_seed(2))

@@ -9,9 +9,9 @@ from mae.arguments.recipes import PreTrainingRecipe
 from mae.conversion.saving import save_checkpoint
 from mae.data.batch import Batch
 from mae.data.folders import open_folder
-from mae.data.normalization import normalize
 from mae.training.flops import training_flops
 from mae.training.pretraining import PreTraining
+from patches_mae import normalize
 from tests.support.models import tiny_model
 from tests.support.samples import sample
 
