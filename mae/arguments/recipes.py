@@ -87,8 +87,8 @@ class CommonRecipe(ModelArguments):
     )
     views_per_image: int = flag(
         1,
-        "Number of samples of each image that a batch holds, each with its own crop, flip and mask. An image is decoded "
-        "once for all of them (repeated augmentation). It must divide --per_device_train_batch_size.",
+        "Number of samples of each image in a batch, each with its own crop, flip and mask (repeated augmentation). "
+        "The image is decoded once for all of them. It must divide --per_device_train_batch_size.",
         group=DATA,
         rule=AT_LEAST_1,
     )

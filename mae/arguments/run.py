@@ -69,8 +69,8 @@ class RunArguments(HardwareArguments):
     )
     cache_memory: str = _hardware(
         "auto",
-        "Memory for decoded images, which all processes of a machine share: an amount such as 4GB, a share of the free "
-        "memory such as 30%%, auto for half of it, or 0 to decode each image in each epoch.",
+        "Memory for decoded images, which all processes of a machine share: an amount such as 4GB, a share of the "
+        "free memory such as 30%%, auto for half of it, or 0 to decode each image in each epoch.",
         group=DATA,
         rule=Rule(
             "must be auto, 0, an amount such as 4GB, or a share such as 30%",

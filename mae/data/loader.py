@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 
 from mae.data.batch import Batch
 from mae.data.dataset import FeatureDataset, SampleDataset
-from mae.data.pixel_cache import SharedImages
 from mae.data.stream import SampleStream
 from mae.utils.distributed import count_cores
 from mae.utils.errors import DataError, UserError, first_line
@@ -42,9 +41,7 @@ def choose_num_workers(num_workers: int | None, device: torch.device) -> int:
     return min(max(count_cores() - 1, 0), 1 if device.type == "cpu" else MAX_WORKERS)
 
 
-def make_loader(
-    stream: SampleStream, dataset: SampleDataset | FeatureDataset | SharedImages, num_workers: int = 0
-) -> DataLoader:
+def make_loader(stream: SampleStream, dataset: SampleDataset | FeatureDataset, num_workers: int = 0) -> DataLoader:
     """
     A DataLoader over a stream, which yields the same batches for any number of workers.
 

@@ -3,7 +3,7 @@ Decoded images in memory that DataLoader workers and ranks of a machine share, s
 
     CachedRows      leaves out the encoded bytes of images whose pixels are in the cache
     PixelCache      the memory
-    SharedImages    opens each image of a batch once, and its pixels from the cache if they are there
+    SharedImage     takes its pixels from the cache, or puts them there
 """
 
 import fcntl
@@ -15,28 +15,30 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import DupFd
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from mae.data.batch import Batch
-from mae.data.dataset import SampleDataset
 from mae.data.decoding import EncodedImage, OpenImage
 from mae.data.sources import Source, View
-from mae.data.stream import Sample
 from mae.utils.memory import available_memory
 
 
-_DTYPES = (torch.uint8, torch.float32)
+_DTYPES = (np.uint8, np.float32)
 _REDUCTIONS = (1, 2, 4, 8)
 _HEAD = 8  # int64 values at the start of the file
 _TOKEN, _NEXT, _COUNT, _REFUSED, _CLOSED = range(5)
-_ENTRY = 32  # bytes before the pixels of an image: height, width, channels, type, order of memory
+_ENTRY = 8  # int32 values before pixels: their shape, type and order of memory, and the `Size` of the whole image
 _PENDING = 1  # instead of the place of an image that is being written
-_CHECKED = 64 * 2**20  # bytes that are added between two looks at the free memory
+_CHECKED = 64 * 2**20  # bytes that are added before the free memory is measured again
+
+
+class Size(NamedTuple):
+    """Height and width of a whole image, and whether it is decoded at a fraction of its size for large crops."""
+
+    height: int
+    width: int
+    is_large: bool
 
 
 class PixelCache:
@@ -93,18 +95,15 @@ class PixelCache:
     def _map_file(self, file: int) -> None:
         self._file = file
         weakref.finalize(self, os.close, file)
-        # A plane of sizes and one for each reduction, so that those that are not used take no memory.
-        self._first_byte = 8 * (_HEAD + (1 + len(_REDUCTIONS)) * self.num_rows)
+        # A plane of places for each reduction, so that those that are not used take no memory.
+        self._first_byte = 8 * (_HEAD + len(_REDUCTIONS) * self.num_rows)
         size = max(self.max_bytes, self._first_byte)
         os.ftruncate(file, size)
         self._map = mmap.mmap(file, size)
         values = np.frombuffer(self._map, dtype=np.int64, count=self._first_byte // 8)
         self._head = values[:_HEAD]
-        self._sizes, *planes = values[_HEAD:].reshape(-1, self.num_rows)
-        self._places = dict(zip(_REDUCTIONS, planes))
+        self._places = dict(zip(_REDUCTIONS, values[_HEAD:].reshape(-1, self.num_rows)))
         self._int32 = np.frombuffer(self._map, dtype=np.int32, count=size // 4)
-        self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._floats = torch.frombuffer(self._map, dtype=torch.float32, count=size // 4)
         self._next_check = 0
 
     def __reduce__(self) -> tuple:
@@ -134,56 +133,57 @@ class PixelCache:
         """Whether it had no room for an image."""
         return bool(self._head[_REFUSED])
 
-    def size(self, row: int) -> tuple[int, int, bool] | None:
-        """Height and width of a row's image, and whether it is large; None if none of its pixels are in."""
-        size = int(self._sizes[row])
-        return (size >> 32, size >> 1 & 0x7FFFFFFF, bool(size & 1)) if size else None
-
-    def holds(self, row: int) -> bool:
-        """Whether nothing of a row's file is needed any more."""
-        return self._places[1][row] > _PENDING and not self._sizes[row] & 1
-
-    def get(self, row: int, reduction: int = 1) -> Tensor | None:
-        """The pixels of a row's image, `(C, H, W)`, not to be written to; None if they are not in."""
-        place = int(self._places[reduction][row])
+    def get(self, row: int, reduction: int = 1) -> tuple[np.ndarray, Size] | None:
+        """Pixels of a row's image, `(H, W, C)`, not to be written to, and the size of the whole; None if not in."""
+        place = self._places[reduction].item(row)
         if place <= _PENDING:
             return None
         start = place // 4
-        height, width, channels, dtype, is_planar = self._int32[start : start + 5].tolist()
-        start = place + _ENTRY
-        pixels, start = (self._floats, start // 4) if dtype else (self._bytes, start)
-        strides = (height * width, width, 1) if is_planar else (1, width * channels, channels)
-        return pixels.as_strided((channels, height, width), strides, start)
+        height, width, channels, dtype, is_planar, *size = self._int32[start : start + _ENTRY].tolist()
+        shape = (channels, height, width) if is_planar else (height, width, channels)
+        pixels = np.ndarray(shape, _DTYPES[dtype], self._map, place + 4 * _ENTRY)
+        return np.moveaxis(pixels, 0, 2) if is_planar else pixels, Size(*size)
 
-    def put(self, row: int, reduction: int, pixels: Tensor, size: tuple[int, int, bool]) -> None:
+    def find(self, row: int) -> tuple[int, np.ndarray, Size] | None:
+        """The reduction, and what `get` returns for it, of any pixels of a row's image; None if none are in."""
+        for reduction in _REDUCTIONS:
+            found = self.get(row, reduction)
+            if found is not None:
+                return reduction, *found
+        return None
+
+    def holds(self, row: int) -> bool:
+        """Whether nothing of a row's file is needed any more."""
+        place = self._places[1].item(row)
+        is_large = place // 4 + _ENTRY - 1  # the last value of its `Size`
+        return place > _PENDING and not self._int32[is_large]
+
+    def put(self, row: int, reduction: int, pixels: np.ndarray, size: Size) -> None:
         """
         Add the pixels of a row's image, if there is room.
 
         Args:
             reduction: The one that they are decoded with.
-            pixels: uint8 or float32 of shape (C, H, W).
-            size: Height, width, and whether it is large, of the whole image.
+            pixels: uint8 or float32 of shape (H, W, C).
+            size: Of the whole image.
         """
         if self._head[_CLOSED]:
             return
         # In the decoder's order of memory, because the bits of a resized image may depend on it.
-        is_planar = pixels.is_contiguous()
-        data = (pixels if is_planar else pixels.permute(1, 2, 0).contiguous()).numpy()
-        channels, height, width = pixels.shape
-        place = self._reserve(row, reduction, _ENTRY + data.nbytes)
+        is_planar = not pixels.flags.c_contiguous
+        data = np.moveaxis(pixels, 2, 0) if is_planar else pixels
+        entry = np.array([*pixels.shape, _DTYPES.index(pixels.dtype), is_planar, *size], dtype=np.int32)
+        place = self._reserve(row, reduction, entry.nbytes + data.nbytes)
         if place is None:
             return
-        entry = np.array([height, width, channels, _DTYPES.index(pixels.dtype), is_planar, 0, 0, 0], dtype=np.int32)
         try:
             # Written as to a file, because memory that is full is an error then, and no signal.
-            _write(self._file, entry.tobytes(), place)
-            _write(self._file, data.reshape(-1).view(np.uint8), place + _ENTRY)
+            _write(self._file, entry.tobytes() + data.tobytes(), place)
         except OSError:
             self._close()
             return
         with self._locked():
-            self._head[_COUNT] += not self._sizes[row]
-            self._sizes[row] = size[0] << 32 | size[1] << 1 | size[2]
+            self._head[_COUNT] += self.find(row) is None
             self._places[reduction][row] = place
 
     def _close(self) -> None:
@@ -256,15 +256,15 @@ class CachedRows(View):
 
 
 class SharedImage(OpenImage):
-    """An image that is decoded once for all its views and, with a cache that has room for it, for all epochs."""
+    """An image that is decoded once for all its samples and, with a cache that has room for it, for all epochs."""
 
-    def __init__(self, sample: Sample, cache: PixelCache | None):
-        self.data = sample.image
-        self.row = sample.index
+    def __init__(self, data: bytes | str, row: int, cache: PixelCache | None):
+        self.data = data
+        self.row = row
         self.cache = cache
-        self.height = 0
+        self._size: Size | None = None
         self._encoded: EncodedImage | None = None
-        self._pixels: dict[int, Tensor] = {}
+        self._pixels: dict[int, np.ndarray] = {}
 
     def open(self, num_channels: int) -> "SharedImage":
         """
@@ -273,61 +273,26 @@ class SharedImage(OpenImage):
         Raises:
             DecodingError: if it is no image.
         """
-        if not self.height:
+        if self._size is None:
             self.num_channels = num_channels
-            size = None if self.cache is None else self.cache.size(self.row)
-            if size is None:
+            found = None if self.cache is None else self.cache.find(self.row)
+            if found is not None:
+                reduction, self._pixels[reduction], self._size = found
+            else:
                 image = self._encoded = EncodedImage(self.data, num_channels)
-                size = image.height, image.width, image.is_large
-            self.height, self.width, self.is_large = size
+                self._size = Size(image.height, image.width, image.is_large)
+            self.height, self.width, self.is_large = self._size
         return self
 
-    def decode(self, reduction: int = 1) -> Tensor:
-        pixels = self._pixels.get(reduction)
-        if pixels is None:
-            if self.cache is not None:
-                pixels = self.cache.get(self.row, reduction)
-            if pixels is None:
-                pixels = self._decode(reduction)
-            self._pixels[reduction] = pixels
-        return pixels
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        if reduction not in self._pixels:
+            found = None if self.cache is None else self.cache.get(self.row, reduction)
+            self._pixels[reduction] = self._decode(reduction) if found is None else found[0]
+        return self._pixels[reduction]
 
-    def _decode(self, reduction: int) -> Tensor:
+    def _decode(self, reduction: int) -> np.ndarray:
         image, self._encoded = self._encoded or EncodedImage(self.data, self.num_channels), None
-        pixels = image.decode(reduction)
+        pixels = image.pixels(reduction)
         if self.cache is not None:
-            self.cache.put(self.row, reduction, pixels, (self.height, self.width, self.is_large))
+            self.cache.put(self.row, reduction, pixels, self._size)
         return pixels
-
-    def close(self) -> None:
-        """Forget pixels and bytes."""
-        self.data, self._encoded, self._pixels = b"", None, {}
-
-
-class SharedImages(Dataset):
-    """
-    Another dataset, whose images are opened once for all their samples in a batch.
-
-    Args:
-        dataset: Makes examples of samples.
-        cache: Where decoded images are kept.
-    """
-
-    def __init__(self, dataset: SampleDataset, cache: PixelCache | None = None):
-        self.dataset = dataset
-        self.cache = cache
-
-    def __getitems__(self, samples: list[Sample]) -> list[dict]:
-        examples: list[dict] = [{}] * len(samples)
-        places: dict[int, list[int]] = {}
-        for place, sample in enumerate(samples):
-            places.setdefault(sample.index, []).append(place)
-        for views in places.values():
-            image = SharedImage(samples[views[0]], self.cache)
-            for place in views:
-                examples[place] = self.dataset[samples[place]._replace(image=image)]
-            image.close()
-        return examples
-
-    def collate(self, examples: list[dict]) -> Batch:
-        return self.dataset.collate(examples)

@@ -58,7 +58,6 @@ class PreTrainingTransform(ImageTransform):
         num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
         self.masking = f"{config.masking} {config.grid_size} {num_visible}"
         self.crop = RandomCrop(min_area=0.2)
-        self.generator = torch.Generator()
 
     def blank(self) -> dict[str, Tensor]:
         return super().blank() | {"noise": torch.linspace(0, 1, self.num_patches)}
@@ -72,9 +71,9 @@ class PreTrainingTransform(ImageTransform):
     def draw(self, sample: Sample) -> tuple[OpenImage, Crop, Tensor]:
         """Draw all that is random of a sample: the box of the crop, whether it is flipped, and the noise."""
         image = open_image(sample.image, self.num_channels)
-        self.generator.manual_seed(sample.seed)
-        crop = self.crop.draw(image.height, image.width, self.generator)
-        return image, crop, torch.rand(self.num_patches, generator=self.generator)
+        generator = torch.Generator().manual_seed(sample.seed)
+        crop = self.crop.draw(image.height, image.width, generator)
+        return image, crop, torch.rand(self.num_patches, generator=generator)
 
 
 class EvaluationTransform(ImageTransform):

@@ -14,7 +14,7 @@ from mae.arguments.run import RunArguments
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.loader import choose_num_workers, make_loader
 from mae.data.order import SampleOrder
-from mae.data.pixel_cache import CachedRows, PixelCache, SharedImages
+from mae.data.pixel_cache import CachedRows, PixelCache
 from mae.data.stream import SampleStream
 from mae.evaluation.evaluator import Evaluator
 from mae.training.average import AveragedWeights
@@ -127,7 +127,7 @@ class Training:
         """Keep decoded images from now on, if any image is needed twice after a step. A collective."""
         num_left = self.schedule.num_steps - after_step
         if isinstance(dataset, SampleDataset) and num_left > self._steps_per_pass:
-            self.cache = open_pixel_cache(len(self.task.source), self.arguments.cache_memory)
+            self.cache = dataset.cache = open_pixel_cache(len(self.task.source), self.arguments.cache_memory)
 
     def log_cache(self, num_steps: int) -> None:
         """Log what the cache holds, once each image has been needed."""
@@ -162,8 +162,6 @@ class Training:
 
     def loader(self, dataset: SampleDataset | FeatureDataset, after_step: int) -> DataLoader:
         """This rank's batches after a step."""
-        if self.cache is not None or self.recipe.views_per_image > 1:
-            dataset = SharedImages(dataset, self.cache)
         return make_loader(self.stream(after_step), dataset, self.num_workers)
 
     def prepare(self) -> tuple[TrainState, nn.Module]:

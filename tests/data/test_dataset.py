@@ -36,7 +36,7 @@ def test_image_that_cannot_be_decoded_consumes_its_position():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_error_of_the_code_is_raised_and_no_image_is_blamed(num_workers):
-    stream = [[sample(b"image"), sample(b"broken code")]]
+    stream = [[sample(b"image"), sample(b"broken code")._replace(index=1)]]
     with pytest.raises(IndexError, match="a bug of an augmentation"):
         next(batches(make_loader(stream, SampleDataset(Transform()), num_workers)))
 
