@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from modeling_mae import MAEForPreTraining
 from tests.support.data import ROOT
+from tests.support.forked import ForkedProcess
 
 
 SCRIPT = ROOT / "examples" / "run_mae.py"
@@ -37,9 +38,16 @@ def command(*arguments, processes=1, script=SCRIPT):
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
+def fork(*arguments, processes=1, cwd=None, script=SCRIPT):
+    """A script in processes of its own, in the background."""
+    return ForkedProcess(script, list(map(str, arguments)), ENVIRONMENT, processes, cwd)
+
+
 def run(*arguments, processes=1, cwd=None, script=SCRIPT):
-    started = command(*arguments, processes=processes, script=script)
-    return subprocess.run(started, env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=240)
+    """A script in processes of its own, to the end."""
+    process = fork(*arguments, processes=processes, cwd=cwd, script=script)
+    output, errors = process.communicate(timeout=240)
+    return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
 
 def run_here(script: Path, *arguments: object) -> subprocess.CompletedProcess:
@@ -89,10 +97,7 @@ def tree(folder):
 
 def begin(output_dir, *arguments, processes=1, step=30):
     """A run in the background that has logged a step."""
-    process = subprocess.Popen(
-        command("--output_dir", output_dir, *arguments, processes=processes),
-        env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    process = fork("--output_dir", output_dir, *arguments, processes=processes)
     log, deadline = Path(output_dir) / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_bytes().count(b"\n") >= step):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()
