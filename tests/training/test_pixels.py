@@ -85,3 +85,23 @@ def test_description_counts_images_and_bytes():
     assert describe(cache, "auto").startswith(
         "0 decoded images are kept in memory (0% of the training images, 0.0 kB;"
     )
+
+
+def test_several_views_resume_and_belong_to_the_identity(image_folder, tmp_path):
+    flags = ["--train_dir", image_folder, *TINY, "--views_per_image", 4]
+    done = run_here(SCRIPT, "--output_dir", tmp_path / "whole", *flags, "--cache_memory", 0)
+    assert done.returncode == 0, done.stderr
+    whole = exact(metrics(tmp_path / "whole"))
+    # A pass over 60 images takes 30 steps of 2 images, so that 24 need no cache.
+    run_here(SCRIPT, "--output_dir", tmp_path / "resumed", *flags)
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-24")
+    (tmp_path / "resumed" / RESULTS_FILE).unlink()
+    done = run_here(SCRIPT, "--output_dir", tmp_path / "resumed", *flags)
+    assert "Resuming after step 20" in done.stdout and exact(metrics(tmp_path / "resumed")) == whole
+    done = run_here(SCRIPT, "--output_dir", tmp_path / "resumed", "--train_dir", image_folder, *TINY)
+    assert done.returncode and "views_per_image" in done.stderr
+
+
+def test_views_that_do_not_divide_the_batch_are_refused(image_folder, tmp_path):
+    done = run_here(SCRIPT, "--output_dir", tmp_path, "--train_dir", image_folder, *TINY, "--views_per_image", 3)
+    assert done.returncode and "--views_per_image 3" in done.stderr and "Use 9" in done.stderr
