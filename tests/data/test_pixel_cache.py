@@ -118,6 +118,13 @@ def test_large_photographs_are_kept_at_the_sizes_that_crops_need(monkeypatch):
     assert len(kept) > 1 and cache.num_images == 4 and not cache.holds(0)  # another fraction may still be needed
 
 
+def test_file_of_a_large_photograph_is_still_needed_when_its_whole_pixels_are_kept():
+    cache = PixelCache(2, 10**6)
+    for row, is_large in enumerate((True, False)):
+        cache.put(row, 1, np.zeros((4, 4, 3), dtype=np.uint8), Size(4, 4, is_large))
+    assert [cache.holds(row) for row in range(2)] == [False, True]
+
+
 def test_unreadable_images_are_skipped_in_each_epoch_and_not_kept(emoji_bytes):
     source = BrokenSource([*emoji_bytes[:14], b"no image", emoji_bytes[14][:200]])
     cache = PixelCache(16, 10**7)
@@ -232,6 +239,7 @@ def test_killed_run_leaves_no_shared_memory():
 
 
 def test_dropped_cache_gives_its_memory_back():
+    gc.collect()
     files = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         PixelCache(4, 10**6)
