@@ -114,7 +114,7 @@ def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
     """
     set_up_messages()
     # Python collects garbage among all modules when it ends, which takes a second with torch. Handlers run in reverse
-    # order: this one is the first of them all, so it runs after the threads and handlers of every other package.
+    # order, after threads have ended. Those of torch and trackers are registered later, so they run first.
     atexit.register(gc.freeze)
     rank = os.environ.get("RANK", "0")
     again = " Run the same command again to resume from the last checkpoint." if can_resume else ""
