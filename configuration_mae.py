@@ -1,12 +1,14 @@
 # Copyright 2026 The MAE authors. SPDX-License-Identifier: Apache-2.0
 """Configuration of the Masked Autoencoder (He et al. 2021, arXiv 2111.06377)."""
 
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
@@ -40,9 +42,10 @@ _SIZES = {
 
 
 @strict
-class MAEConfig(PreTrainedConfig):
+class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
     r"""
-    Configuration of [`MAEModel`], [`MAEForPreTraining`] and [`MAEForImageClassification`].
+    Configuration of [`MAEModel`], [`MAEForPreTraining`], [`MAEForImageClassification`], [`MAEBackbone`] and
+    [`MAEForSemanticSegmentation`].
 
     The defaults give ViT-B/16 at 224 x 224 with the decoder of the paper. Field names follow `ViTMAEConfig`.
 
@@ -101,6 +104,26 @@ class MAEConfig(PreTrainedConfig):
             rescaled to [0, 1] and not normalised.
         image_std (`float` or `list[float]`, *optional*):
             Standard deviation of each channel, with the same rules as `image_mean`.
+        out_features (`list[str]`, *optional*):
+            Feature maps that [`MAEBackbone`] returns: "stem" is the input of the first block, "stage1" the output of
+            the first block, and so on. Set either `out_features` or `out_indices`. By default it is the last block,
+            and with `feature_pyramid` the blocks at 1/3, 1/2, 2/3 and the end (Appendix A.4: 4, 6, 8 and 12 of 12).
+        out_indices (`list[int]`, *optional*):
+            The same by numbers: 0 for "stem", 1 for "stage1".
+        feature_pyramid (`bool`, *optional*, defaults to `False`):
+            Whether four feature maps are sampled to 1/4, 1/2, 1 and 2 times the stride of a patch. That is a stride of
+            4, 8, 16 and 32 pixels for patches of 16. UPerNet and most detectors need it.
+        segmentation_head (`"linear"` or `"upernet"`, *optional*, defaults to `"linear"`):
+            Head of [`MAEForSemanticSegmentation`]: a batch norm and a 1 x 1 convolution on the last block, or UPerNet
+            on a feature pyramid.
+        segmentation_hidden_size (`int`, *optional*):
+            Width of UPerNet. It defaults to `hidden_size`, as in BEiT's code, which the paper uses.
+        auxiliary_loss_weight (`float`, *optional*, defaults to 0.4):
+            Weight of the loss of UPerNet's auxiliary head. With 0 there is no such head.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of the pixels that do not count in the loss of segmentation.
+        class_weights (`list[float]`, *optional*):
+            Weight of each class in the loss of segmentation. By default all are 1.
 
     Raises:
         `huggingface_hub.errors.StrictDataclassError`: if a field is invalid. The message names field, value and rule.
@@ -140,6 +163,14 @@ class MAEConfig(PreTrainedConfig):
     norm_pix_loss: bool = False
     image_mean: float | int | list[float | int] | tuple[float | int, ...] | None = None
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None = None
+    feature_pyramid: bool = False
+    segmentation_head: Literal["linear", "upernet"] = "linear"
+    segmentation_hidden_size: int | None = None
+    auxiliary_loss_weight: float | int = 0.4
+    semantic_loss_ignore_index: int = 255
+    class_weights: list[float | int] | tuple[float | int, ...] | None = None
+    _out_features: list[str] | None = None
+    _out_indices: list[int] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         # JSON has lists only. With tuples throughout, a loaded configuration equals the one that was saved.
@@ -154,6 +185,11 @@ class MAEConfig(PreTrainedConfig):
             if isinstance(value, (int, float)):
                 value = [value] * self.num_channels
             setattr(self, name, None if value is None else [float(channel) for channel in value])
+        if self.class_weights is not None:
+            self.class_weights = [float(weight) for weight in self.class_weights]
+        selected = [kwargs.pop(name, None) for name in ("out_features", "out_indices")]
+        if selected != [None, None]:
+            self.set_output_features_output_indices(*(value if value is None else list(value) for value in selected))
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -184,6 +220,24 @@ class MAEConfig(PreTrainedConfig):
     def num_patches(self) -> int:
         """Number of patches in an image, L in the docstrings of the models."""
         return self.grid_size[0] * self.grid_size[1]
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the feature maps that [`MAEBackbone`] can return."""
+        return ["stem", *(f"stage{number}" for number in range(1, self.num_hidden_layers + 1))]
+
+    # Unless they are set, these depend on fields that may still change.
+
+    @BackboneConfigMixin.out_indices.getter
+    def out_indices(self) -> list[int]:
+        if self._out_indices is not None:
+            return self._out_indices
+        depth = self.num_hidden_layers
+        return [depth // 3, depth // 2, math.ceil(2 * depth / 3), depth] if self.feature_pyramid else [depth]
+
+    @BackboneConfigMixin.out_features.getter
+    def out_features(self) -> list[str]:
+        return [self.stage_names[index] for index in self.out_indices]
 
     def validate_architecture(self) -> None:
         """Check the range of every field and the combinations of fields. `@strict` runs it after `__init__`."""
@@ -259,10 +313,39 @@ class MAEConfig(PreTrainedConfig):
             )
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r} must be positive.")
+        self._validate_dense()
+
+    def _validate_dense(self) -> None:
+        """Check the fields of backbones and segmentation."""
+        if self.feature_pyramid and len(set(self.out_indices)) != 4:
+            raise ValueError(
+                f"feature_pyramid=True needs 4 feature maps of different blocks, not out_indices={self.out_indices}. "
+                f"Set out_indices, or use a model of at least 4 blocks instead of {self.num_hidden_layers}."
+            )
+        width, weight = self.segmentation_hidden_size, self.auxiliary_loss_weight
+        if width is not None and width < 1:
+            raise ValueError(f"segmentation_hidden_size={width} must be a positive integer.")
+        if not weight >= 0:
+            raise ValueError(f"auxiliary_loss_weight={weight!r} must not be negative.")
+        if self.class_weights is not None and not min(self.class_weights, default=-1) >= 0:
+            raise ValueError(f"class_weights={self.class_weights!r} must hold one number per class, none negative.")
 
 
-# The fields that MAEConfig itself defines, in order. It inherits others from PreTrainedConfig.
-CONFIG_FIELDS = tuple(MAEConfig.__annotations__)
+# The fields of backbones and segmentation. Encoder, decoder and classifier do not depend on them.
+DENSE_FIELDS = (
+    "out_features",
+    "out_indices",
+    "feature_pyramid",
+    "segmentation_head",
+    "segmentation_hidden_size",
+    "auxiliary_loss_weight",
+    "semantic_loss_ignore_index",
+    "class_weights",
+)
+# The other fields that MAEConfig itself defines, in order. It inherits more from PreTrainedConfig.
+CONFIG_FIELDS = tuple(
+    name for name in MAEConfig.__annotations__ if not name.startswith("_") and name not in DENSE_FIELDS
+)
 # The inherited fields that describe the labels of a classifier. A checkpoint keeps them beside CONFIG_FIELDS.
 LABEL_FIELDS = ("num_labels", "id2label", "label2id", "problem_type")
 
@@ -272,4 +355,4 @@ MAEConfig.register_for_auto_class()
 if not __package__:
     AutoConfig.register("mae", MAEConfig, exist_ok=True)
 
-__all__ = ["CONFIG_FIELDS", "LABEL_FIELDS", "MAEConfig"]
+__all__ = ["CONFIG_FIELDS", "DENSE_FIELDS", "LABEL_FIELDS", "MAEConfig"]

@@ -5,6 +5,8 @@ The Masked Autoencoder (He et al. 2021, arXiv 2111.06377) as transformers models
     MAEModel                     image -> patches -> [masked] -> ViT encoder
     MAEForPreTraining            encoder on the visible patches -> light decoder -> pixels of the masked ones
     MAEForImageClassification    encoder -> class scores
+    MAEBackbone                  encoder -> feature maps of any blocks, for detectors and other heads
+    MAEForSemanticSegmentation   encoder -> class scores of each pixel
 
 In the docstrings B is the batch size, C the number of channels, H and W the image size in pixels, L the number of
 patches in an image, P the number of values in a patch (patch height * patch width * C) and D the encoder width.
@@ -15,6 +17,7 @@ import copy
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,24 +26,27 @@ from huggingface_hub import create_repo, file_exists
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    AutoBackbone,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     PreTrainedConfig,
     PreTrainedModel,
 )
 from transformers import initialization as init
-from transformers.activations import ACT2FN
+from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import PILImageResampling
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import ImageClassifierOutput
+from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 
 try:
-    from .attention_mae import DEFAULT_ATTENTION, MAEAttention
+    from .attention_mae import DEFAULT_ATTENTION
     from .configuration_mae import MAEConfig, to_pair
+    from .dense_mae import MAEFeaturePyramid, make_heads, resize_logits, segmentation_loss, to_feature_map
+    from .layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from .patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -55,8 +61,10 @@ try:
 except ImportError:
     if __package__:
         raise
-    from attention_mae import DEFAULT_ATTENTION, MAEAttention
+    from attention_mae import DEFAULT_ATTENTION
     from configuration_mae import MAEConfig, to_pair
+    from dense_mae import MAEFeaturePyramid, make_heads, resize_logits, segmentation_loss, to_feature_map
+    from layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
     from patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -136,134 +144,6 @@ class MAEReconstructionOutput(ModelOutput):
     mask: Tensor | None = None
 
 
-# Positions
-
-
-def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
-    """
-    Create the official 2-D sin-cos table with a zero row for cls, of shape `(1, 1 + L, dim)`, float32. The first half
-    of the channels encodes the column and the second half the row, each as [sin | cos]. The released weights have this
-    order because `meshgrid` in the official code puts width first.
-    """
-    # An explicit device, because a model may be built under `torch.device("meta")`.
-    omega = 1.0 / 10000 ** (torch.arange(dim // 4, dtype=torch.float64, device="cpu") / (dim / 4))
-    rows, columns = (torch.arange(side, dtype=torch.float64, device="cpu") for side in grid_size)
-    row_angles = torch.outer(rows, omega).repeat_interleave(len(columns), dim=0)
-    column_angles = torch.outer(columns, omega).repeat(len(rows), 1)
-    table = torch.cat([column_angles.sin(), column_angles.cos(), row_angles.sin(), row_angles.cos()], dim=1)
-    return F.pad(table, (0, 0, 1, 0)).float()[None]
-
-
-def resample_positions(pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """
-    Resample a position table `(1, 1 + L, D)` to another patch grid: bicubic in 2-D and float32, without antialiasing,
-    as in the official fine-tuning code. The cls row is unchanged.
-    """
-    if old_grid == new_grid:
-        return pos_embed
-    cls_row, patch_rows = pos_embed[:, :1], pos_embed[:, 1:]
-    patch_rows = patch_rows.float().unflatten(1, old_grid).permute(0, 3, 1, 2)
-    patch_rows = F.interpolate(patch_rows, size=new_grid, mode="bicubic", align_corners=False)
-    patch_rows = patch_rows.permute(0, 2, 3, 1).flatten(1, 2)
-    return torch.cat([cls_row, patch_rows.to(pos_embed.dtype)], dim=1)
-
-
-# Blocks
-
-
-def drop_path(residual: Tensor, rate: float, training: bool) -> Tensor:
-    """Apply stochastic depth: in training, drop whole samples with probability `rate` and rescale the others."""
-    if rate == 0 or not training:
-        return residual
-    keep = residual.new_empty(residual.shape[0], 1, 1).bernoulli_(1 - rate)
-    return residual * keep / (1 - rate)
-
-
-class MAEMLP(nn.Module):
-    def __init__(self, config: MAEConfig, dim: int, intermediate_size: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, intermediate_size)
-        self.act = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(intermediate_size, dim)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.fc2(self.act(self.fc1(hidden_states)))
-
-
-class MAEBlock(GradientCheckpointingLayer):
-    """Pre-norm Transformer block, for encoder and decoder."""
-
-    drop_path_rate = 0.0
-
-    def __init__(self, config: MAEConfig, dim: int, num_heads: int, intermediate_size: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.attn = MAEAttention(config, dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.mlp = MAEMLP(config, dim, intermediate_size)
-
-    def forward(self, hidden_states: Tensor, output_attentions: bool = False) -> tuple[Tensor, Tensor | None]:
-        residual, attentions = self.attn(self.norm1(hidden_states), output_attentions)
-        hidden_states = hidden_states + drop_path(residual, self.drop_path_rate, self.training)
-        residual = self.mlp(self.norm2(hidden_states))
-        return hidden_states + drop_path(residual, self.drop_path_rate, self.training), attentions
-
-
-class MAEPatchEmbeddings(nn.Module):
-    """
-    Linear projection of patches: images `(B, C, H, W)` -> `(B, L, D)` in raster order, or patches `(B, N, P)` ->
-    `(B, N, D)`.
-    """
-
-    def __init__(self, config: MAEConfig):
-        super().__init__()
-        patch_size = to_pair(config.patch_size)
-        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        if pixel_values.ndim == 3:  # as a product, which takes a fifth of the time of a convolution on a CPU
-            return F.linear(pixel_values, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
-        return self.proj(pixel_values).flatten(2).transpose(1, 2)
-
-
-class MAEDecoder(nn.Module):
-    """
-    The light decoder (Section 3, "MAE decoder"). It appends mask tokens for the removed patches, adds positions and
-    predicts pixels. Tokens stay in the order [visible, removed], because attention is blind to the order. The official
-    code restores the raster order first.
-    """
-
-    def __init__(self, config: MAEConfig):
-        super().__init__()
-        dim = config.decoder_hidden_size
-        patch_height, patch_width = to_pair(config.patch_size)
-        self.grid_size = config.grid_size
-        self.embed = nn.Linear(config.hidden_size, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
-        self.blocks = nn.ModuleList(
-            MAEBlock(config, dim, config.decoder_num_attention_heads, config.decoder_intermediate_size)
-            for _ in range(config.decoder_num_hidden_layers)
-        )
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.pred = nn.Linear(dim, patch_height * patch_width * config.num_channels)
-
-    def forward(self, latent: Tensor, ids_shuffle: Tensor, grid_size: tuple[int, int], num_skipped: int = 0) -> Tensor:
-        """
-        Decode the encoder output `(B, 1 + visible, D)` to the pixels of all patches but the first `num_skipped`, in
-        the order [visible, removed], `(B, L - num_skipped, P)`.
-        """
-        hidden_states = self.embed(latent)
-        num_removed = 1 + ids_shuffle.shape[1] - hidden_states.shape[1]
-        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(hidden_states.shape[0], num_removed, -1)
-        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1)
-        positions = resample_positions(self.pos_embed, self.grid_size, grid_size)[0]
-        hidden_states = hidden_states + F.embedding(F.pad(ids_shuffle + 1, (1, 0)), positions)  # row 0 is that of cls
-        for block in self.blocks:
-            hidden_states, _ = block(hidden_states)
-        return self.pred(self.norm(hidden_states[:, 1 + num_skipped :]))
-
-
 # Models
 
 
@@ -296,6 +176,12 @@ def _own_size_first(name_or_path, config, kwargs) -> tuple:
     return config, kwargs, image_size
 
 
+def _other_parts(*own: str) -> list[str]:
+    """Patterns of the parameters around an encoder, except `own` parts of a model. Other models leave them out."""
+    parts = ("decoder", "head", "head_norm", "fc_norm", "pyramid", "decode_head", "auxiliary_head")
+    return [rf"^{part}\." for part in parts if part not in own]
+
+
 class MAEPreTrainedModel(PreTrainedModel):
     """Base class of the models: initialisation, loading, and saving of a complete directory."""
 
@@ -308,6 +194,7 @@ class MAEPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    _pipeline_tag = "image-feature-extraction"
     # Whether position tables are trained. Pre-training keeps them fixed (Section 3, "sine-cosine").
     _positions_trainable = False
 
@@ -315,6 +202,11 @@ class MAEPreTrainedModel(PreTrainedModel):
         # `from_pretrained` overrides fields by assignment, which checks each field alone.
         config.validate()
         super().__init__(config, *args, **kwargs)
+
+    def post_init(self) -> None:
+        super().post_init()
+        # transformers adds what the encoder ignores. But surplus parameters of a model's own parts must be reported.
+        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         # transformers asks for None if the user requests no implementation.
@@ -330,19 +222,23 @@ class MAEPreTrainedModel(PreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
+        elif isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
             # Xavier for the shape (D, C * patch). A view of that shape would lose the mark of a loaded tensor.
             fan_out, fan_in = module.weight.shape[0], module.weight[0].numel()
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
-            init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+            if module.bias is not None:
+                init.uniform_(module.bias, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, nn.BatchNorm1d):  # in a linear probe, without scale and shift
+        elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
             init.zeros_(module.running_mean)
             init.ones_(module.running_var)
             init.zeros_(module.num_batches_tracked)
+            if module.affine:  # not in a linear probe
+                init.ones_(module.weight)
+                init.zeros_(module.bias)
         elif isinstance(module, MAEModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, sincos_positions(self.config.hidden_size, module.grid_size))
@@ -360,7 +256,21 @@ class MAEPreTrainedModel(PreTrainedModel):
 
     def no_weight_decay(self) -> set[str]:
         """Parameters without weight decay, beside one-dimensional ones. Pre-training has none, as officially."""
-        return set()
+        return {"mae.cls_token", "mae.pos_embed"} if self._positions_trainable else set()
+
+    def layer_ids(self) -> dict[str, int]:
+        """
+        Layer number of each parameter, for layer-wise learning-rate decay (Appendix A.1): 0 for patch embedding, cls
+        token and positions, 1 to `num_hidden_layers` for the blocks, and one more for later layers.
+        """
+        ids = {}
+        for name, _ in self.named_parameters():
+            if name.startswith("mae.blocks."):
+                ids[name] = int(name.split(".")[2]) + 1
+            else:
+                first = name in ("mae.cls_token", "mae.pos_embed") or name.startswith("mae.patch_embed.")
+                ids[name] = 0 if first else self.config.num_hidden_layers + 1
+        return ids
 
     @torch.no_grad()
     def resize_positions(self, image_size: int | tuple[int, int]) -> None:
@@ -404,10 +314,13 @@ class MAEPreTrainedModel(PreTrainedModel):
         if not is_main_process:
             return
         if not os.path.exists(os.path.join(save_directory, _PROCESSOR_FILE)):
-            make_image_processor(self.config).save_pretrained(save_directory)
+            self._make_image_processor().save_pretrained(save_directory)
         if push_to_hub:
             repo_id = hub_kwargs.pop("repo_id", os.path.basename(os.path.abspath(save_directory)))
             self._push(repo_id, {"state_dict": state_dict, **kwargs}, **hub_kwargs)
+
+    def _make_image_processor(self):
+        return make_image_processor(self.config)
 
     def push_to_hub(self, repo_id: str, *, max_shard_size: int | str = "50GB", **kwargs: Any) -> str:
         """
@@ -424,8 +337,7 @@ class MAEPreTrainedModel(PreTrainedModel):
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         card = create_and_tag_model_card(repo_id, tags, token=token)
         if not file_exists(repo_id, "README.md", revision=revision, token=token):
-            is_classifier = isinstance(self, MAEForImageClassification)
-            card.data.pipeline_tag = "image-classification" if is_classifier else "image-feature-extraction"
+            card.data.pipeline_tag = self._pipeline_tag
             card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mae", "masked-autoencoder"]))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save_kwargs)
@@ -445,8 +357,7 @@ class MAEModel(MAEPreTrainedModel):
             Whether a norm follows the last block. Defaults to `config.pooling == "cls"`.
     """
 
-    # Parameters of the other models around the encoder, and the final norm, which pooling="mean" does not have.
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^head_norm\.", r"^fc_norm\.", r"^norm\."]
+    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^norm\."]  # pooling="mean" has no final norm
 
     def __init__(self, config: MAEConfig, final_norm: bool | None = None):
         super().__init__(config)
@@ -550,6 +461,25 @@ class MAEModel(MAEPreTrainedModel):
             attentions=all_attentions if output_attentions else None,
         )
 
+    def feature_maps(
+        self, pixel_values: Tensor, indices: Sequence[int], output_attentions: bool | None = None
+    ) -> tuple[MAEModelOutput, tuple[Tensor, ...]]:
+        """
+        Encode images of any size, and arrange hidden states as maps `(B, D, H / patch, W / patch)` after the final
+        norm. `indices` selects them: 0 is the input of the first block, 1 its output. Returns the output of the
+        encoder, with all hidden states, and the maps.
+        """
+        outputs = self(
+            pixel_values,
+            interpolate_pos_encoding=True,
+            output_hidden_states=True,
+            output_attentions=output_attentions,
+            return_dict=True,
+        )
+        sizes = zip(pixel_values.shape[2:], to_pair(self.config.patch_size))
+        grid_size = tuple(side // patch for side, patch in sizes)
+        return outputs, tuple(to_feature_map(self.norm(outputs.hidden_states[i]), grid_size) for i in indices)
+
     def _normalized(self, pixels: Tensor, patches: bool = False) -> Tensor:
         if pixels.dtype != torch.uint8:
             return pixels
@@ -604,7 +534,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
     least one patch and remove at least one.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^head\.", r"^head_norm\.", r"^fc_norm\."]
+    _keys_to_ignore_on_load_unexpected = _other_parts("decoder")
 
     def __init__(self, config: MAEConfig):
         super().__init__(config)
@@ -612,8 +542,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
         self.mae = MAEModel(config, final_norm=True)
         self.decoder = MAEDecoder(config)
         self.post_init()
-        # `post_init` took this over from the encoder. Here surplus decoder blocks must be reported.
-        self._keys_to_ignore_on_load_unexpected.discard(r"^decoder\.")
         self._set_positions_trainable()
 
     @staticmethod
@@ -739,7 +667,8 @@ class MAEForImageClassification(MAEPreTrainedModel):
     With `config.head_batch_norm` a batch norm precedes the classifier, as in the official linear probe.
     """
 
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^mae\.norm\."]
+    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^(mae\.)?norm\."]
+    _pipeline_tag = "image-classification"
     _positions_trainable = True
 
     def __init__(self, config: MAEConfig):
@@ -760,23 +689,6 @@ class MAEForImageClassification(MAEPreTrainedModel):
             init.zeros_(module.bias)
         else:
             super()._init_weights(module)
-
-    def no_weight_decay(self) -> set[str]:
-        return {"mae.cls_token", "mae.pos_embed"}
-
-    def layer_ids(self) -> dict[str, int]:
-        """
-        Layer number of each parameter, for layer-wise learning-rate decay (Appendix A.1): 0 for patch embedding, cls
-        token and positions, 1 to `num_hidden_layers` for the blocks, and one more for later layers.
-        """
-        ids = {}
-        for name, _ in self.named_parameters():
-            if name.startswith("mae.blocks."):
-                ids[name] = int(name.split(".")[2]) + 1
-            else:
-                first = name in ("mae.cls_token", "mae.pos_embed") or name.startswith("mae.patch_embed.")
-                ids[name] = 0 if first else self.config.num_hidden_layers + 1
-        return ids
 
     @can_return_tuple
     def forward(
@@ -847,24 +759,154 @@ class MAEForImageClassification(MAEPreTrainedModel):
         return F.cross_entropy(logits, labels)
 
 
-def make_image_processor(config: MAEConfig):
+class MAEBackbone(BackboneMixin, MAEPreTrainedModel):
     """
-    Create the `ViTImageProcessor` for a model: bicubic, with the mean and std of the configuration. For square models
-    it resizes the shorter side and crops the centre, with the margin of the official evaluation (224 of 256 up to 224
-    pixels, none above). For rectangular models it resizes to the exact size.
+    The encoder as a backbone of transformers: feature maps of the blocks that `config.out_indices` selects, after the
+    final norm if the encoder has one (`pooling="cls"`). Images may have any size that is a multiple of the patch. The
+    position table is resampled for them, and trained.
     """
-    from transformers import ViTImageProcessor  # needs torchvision, which the model itself does not
+
+    _keys_to_ignore_on_load_unexpected = [*_other_parts(), r"^(mae\.)?norm\."]
+    _positions_trainable = True
+
+    def __init__(self, config: MAEConfig):
+        config.out_indices = config.out_indices  # a default becomes explicit, because BackboneMixin has none
+        super().__init__(config)
+        self.num_features = [config.hidden_size] * (config.num_hidden_layers + 1)
+        self.mae = MAEModel(config)
+        self.pyramid = MAEFeaturePyramid(config) if config.feature_pyramid else nn.Identity()
+        self.post_init()
+        self._set_positions_trainable()
+
+    @can_return_tuple
+    def forward(
+        self, pixel_values: Tensor, output_hidden_states: bool | None = None, output_attentions: bool | None = None
+    ) -> BackboneOutput:
+        """
+        Compute feature maps. Arguments as in [`MAEModel.forward`].
+
+        Returns:
+            [`BackboneOutput`] with `feature_maps`, one of shape `(B, D, H / patch, W / patch)` for each of
+            `config.out_indices`. With `config.feature_pyramid` they have 4, 2, 1 and 1/2 times as many rows and
+            columns.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        outputs, feature_maps = self.mae.feature_maps(pixel_values, self.config.out_indices, output_attentions)
+        return BackboneOutput(
+            feature_maps=self.pyramid(feature_maps),
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+
+class MAEForSemanticSegmentation(MAEPreTrainedModel):
+    """
+    The encoder with a head that scores every pixel. `config.segmentation_head` selects it: "linear" is a batch norm
+    and a 1 x 1 convolution on the last block, "upernet" is transformers' UPerNet on a feature pyramid, with an
+    auxiliary head for training. Image sizes, norm and positions are as in [`MAEBackbone`].
+    """
+
+    _keys_to_ignore_on_load_unexpected = [*_other_parts("decode_head"), r"^(mae\.)?norm\."]
+    _pipeline_tag = "image-segmentation"
+    _positions_trainable = True
+
+    def __init__(self, config: MAEConfig):
+        if config.segmentation_head == "upernet":
+            config.feature_pyramid = True
+        super().__init__(config)
+        if config.num_labels < 2:
+            raise ValueError(f"num_labels={config.num_labels} must be at least 2. Background is a class too.")
+        if config.class_weights is not None and len(config.class_weights) != config.num_labels:
+            raise ValueError(f"class_weights={config.class_weights} must hold num_labels={config.num_labels} numbers.")
+        self.num_labels = config.num_labels
+        self.mae = MAEModel(config)
+        self.pyramid = MAEFeaturePyramid(config) if config.segmentation_head == "upernet" else nn.Identity()
+        self.decode_head, self.auxiliary_head = make_heads(config)
+        self.post_init()
+        self._set_positions_trainable()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if module in [head.classifier for head in (self.decode_head, self.auxiliary_head) if head is not None]:
+            init.normal_(module.weight, std=0.01)  # as in BEiT's code and in mmsegmentation
+            init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+
+    def _make_image_processor(self):
+        return make_image_processor(self.config, segmentation=True)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SemanticSegmenterOutput:
+        """
+        Score the pixels of images.
+
+        Args:
+            pixel_values, output_hidden_states, output_attentions: As in [`MAEModel.forward`].
+            labels (`torch.LongTensor` of shape `(B, H, W)`, *optional*):
+                Class of each pixel, or `config.semantic_loss_ignore_index` for pixels that do not count in the loss.
+
+        Returns:
+            [`SemanticSegmenterOutput`] with `logits` of shape `(B, num_labels, H, W)`. The loss is the mean
+            cross-entropy, weighted by `config.class_weights`, and 0 if no pixel counts. UPerNet adds
+            `config.auxiliary_loss_weight` times the loss of its auxiliary head.
+
+        Raises:
+            `ValueError`: if images or labels have the wrong shape, or UPerNet gets a single image in training.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        is_upernet = self.config.segmentation_head == "upernet"
+        if is_upernet and self.training and len(pixel_values) == 1:
+            raise ValueError("UPerNet needs at least 2 images for its batch norm in training. Use a larger batch.")
+        indices = self.config.out_indices if is_upernet else [-1]
+        outputs, feature_maps = self.mae.feature_maps(pixel_values, indices, output_attentions)
+        feature_maps = self.pyramid(feature_maps)
+        logits = resize_logits(self.decode_head(feature_maps), pixel_values)
+        loss = None
+        if labels is not None:
+            loss = self.loss(logits, labels)
+            if self.auxiliary_head is not None:
+                auxiliary_logits = resize_logits(self.auxiliary_head(feature_maps), pixel_values)
+                loss = loss + self.config.auxiliary_loss_weight * self.loss(auxiliary_logits, labels)
+        return SemanticSegmenterOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states if output_hidden_states else None,
+            attentions=outputs.attentions,
+        )
+
+    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Loss of scores `(B, num_labels, H, W)` for `labels`, see [`~MAEForSemanticSegmentation.forward`]."""
+        return segmentation_loss(logits, labels.to(logits.device), self.config)
+
+
+def make_image_processor(config: MAEConfig, segmentation: bool = False):
+    """
+    Create the image processor for a model: bicubic, with the mean and std of the configuration. For square models it
+    resizes the shorter side and crops the centre, with the margin of the official evaluation (224 of 256 up to 224
+    pixels, none above). For rectangular models and for `segmentation` it resizes to the exact size. It is a
+    `ViTImageProcessor`, or for segmentation a `BeitImageProcessor`, which turns scores into masks.
+    """
+    from transformers import BeitImageProcessor, ViTImageProcessor  # needs torchvision, which the model does not
 
     height, width = to_pair(config.image_size)
     size = {"height": height, "width": width}
     geometry = {"size": size}
-    if height == width:
+    if height == width and not segmentation:
         shortest_edge = int(height / 0.875) if height <= 224 else height
         geometry = {"size": {"shortest_edge": shortest_edge}, "do_center_crop": True, "crop_size": size}
     normalisation = {"do_normalize": False}
     if config.image_mean is not None:
         normalisation = {"image_mean": config.image_mean, "image_std": config.image_std}
-    return ViTImageProcessor(
+    processor_class = BeitImageProcessor if segmentation else ViTImageProcessor
+    return processor_class(
         resample=PILImageResampling.BICUBIC, do_convert_rgb=config.num_channels == 3, **geometry, **normalisation
     )
 
@@ -877,12 +919,16 @@ _AUTO_MAP = {
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_mae.MAEForSemanticSegmentation",
 }
 
 for auto_class, model_class in (
     (AutoModel, MAEModel),
     (AutoModelForPreTraining, MAEForPreTraining),
     (AutoModelForImageClassification, MAEForImageClassification),
+    (AutoBackbone, MAEBackbone),
+    (AutoModelForSemanticSegmentation, MAEForSemanticSegmentation),
 ):
     # Always: a model saves its code only if its class is registered.
     model_class.register_for_auto_class(auto_class.__name__)
@@ -890,4 +936,11 @@ for auto_class, model_class in (
     if not __package__:
         auto_class.register(MAEConfig, model_class, exist_ok=True)
 
-__all__ = ["MAEForImageClassification", "MAEForPreTraining", "MAEModel", "MAEPreTrainedModel"]
+__all__ = [
+    "MAEBackbone",
+    "MAEForImageClassification",
+    "MAEForPreTraining",
+    "MAEForSemanticSegmentation",
+    "MAEModel",
+    "MAEPreTrainedModel",
+]

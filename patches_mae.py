@@ -7,6 +7,7 @@ patches in an image and P the number of values in a patch.
 """
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -82,16 +83,20 @@ def check_pixel_values(pixel_values: Tensor, config: PreTrainedConfig, any_size:
 @lru_cache
 def _cached_tensor(values: tuple[float, ...], device: torch.device) -> Tensor:
     with torch.inference_mode(False):  # the tensor outlives the caller
-        return torch.tensor(values, device=device)
+        return torch.tensor(values, device=device, dtype=torch.float32)
+
+
+def constant(values: Iterable[float], like: Tensor) -> Tensor:
+    """Return a float32 tensor of these values on the device of `like`."""
+    # Cached, because the host would wait for a copy to a GPU. A tensor of a tracer must not get into the cache.
+    is_plain = type(like) is Tensor and not torch.compiler.is_compiling()
+    make = _cached_tensor if is_plain else _cached_tensor.__wrapped__
+    return make(tuple(values), like.device)
 
 
 def channel_values(pixels: Tensor, config: PreTrainedConfig) -> tuple[Tensor, Tensor]:
     """Mean and std of each channel, of shape `(C,)` on the device of `pixels`."""
-    # Cached, because the host would wait for a copy to a GPU. A tensor of a tracer must not get into the cache.
-    is_plain = type(pixels) is Tensor and not torch.compiler.is_compiling()
-    make = _cached_tensor if is_plain else _cached_tensor.__wrapped__
-    mean, std = (make(tuple(values), pixels.device) for values in (config.image_mean, config.image_std))
-    return mean, std
+    return constant(config.image_mean, pixels), constant(config.image_std, pixels)
 
 
 def normalize(pixels: Tensor, config: PreTrainedConfig, patches: bool = False) -> Tensor:

@@ -43,7 +43,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def untrained_model(tmp_path, monkeypatch) -> None:
     """A current directory with the files that the pages name."""
     monkeypatch.chdir(tmp_path)
-    config = MAEConfig(image_size=64, patch_size=8, hidden_size=24, num_attention_heads=2, num_hidden_layers=1)
+    config = MAEConfig(image_size=64, patch_size=8, hidden_size=24, num_attention_heads=2, num_hidden_layers=4)
     MAEForPreTraining(config).save_pretrained("outputs/run_mae")
     Image.new("RGB", (80, 60), "teal").save("photo.jpg")
 

@@ -31,7 +31,7 @@ ALLOWED = {
     "training": {"evaluation", "data", "arguments", "utils"},
     "cli": {"training", "evaluation", "data", "conversion", "hub", "arguments", "utils"},
 }
-MODEL = {"attention_mae", "configuration_mae", "modeling_mae", "patches_mae"}
+MODEL = {"attention_mae", "configuration_mae", "dense_mae", "layers_mae", "modeling_mae", "patches_mae"}
 OURS = MODEL | {"mae", "examples", "benchmarks", "tests"}
 MAX_LINES = 400
 MAX_TEST_LINES = 550

@@ -30,12 +30,12 @@ def parse_overrides(overrides: str | None) -> dict[str, Any]:
     if not overrides:
         return {}
     # Imports torch, which --help need not wait for.
-    from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig
+    from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, LABEL_FIELDS, MAEConfig
 
     config, fields = MAEConfig(), {}
     for pair in [pair.strip() for pair in overrides.split(",") if pair.strip()]:
         name, equals, value = (part.strip() for part in pair.partition("="))
-        if not equals or name not in (*CONFIG_FIELDS, *LABEL_FIELDS):
+        if not equals or name not in (*CONFIG_FIELDS, *DENSE_FIELDS, *LABEL_FIELDS):
             raise UserError(
                 f"--config_overrides {pair} must set a field of the configuration, as in "
                 f"hidden_size=192,qkv_bias=false.{suggestion(name, CONFIG_FIELDS)}"

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from configuration_mae import CONFIG_FIELDS, MAEConfig, to_size
+from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, MAEConfig, to_size
 from mae.arguments.model import FeatureArguments, ModelArguments
 from mae.arguments.overrides import parse_overrides, parse_statistics
 from mae.arguments.recipes import ClassificationFlags, ClassificationRecipe, Recipe
@@ -134,7 +134,7 @@ def _config_fields(name: str) -> dict[str, Any]:
         raise UserError(f"--config_name {name} has no config.json.")
     if config.get("model_type") not in ("mae", "vit_mae"):
         raise UserError(f"--config_name {name} is of a {config.get('model_type')} model, not of a Masked Autoencoder.")
-    return {field: config[field] for field in CONFIG_FIELDS if field in config}
+    return {field: config[field] for field in (*CONFIG_FIELDS, *DENSE_FIELDS) if field in config}
 
 
 def _processor_fields(recipe: ModelArguments) -> dict[str, Any]:

@@ -187,9 +187,9 @@ def _refuse_unknown(unknown: Sequence[str], names: Sequence[str]) -> NoReturn:
     name = first.lstrip("-").replace("-", "_")
     if name in TOKENS:
         check_trainer_flag(name, [])
-    from configuration_mae import CONFIG_FIELDS  # imports torch, which --help need not wait for
+    from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS  # imports torch, which --help need not wait for
 
-    if name in CONFIG_FIELDS:
+    if name in (*CONFIG_FIELDS, *DENSE_FIELDS):
         raise UserError(
             f"unknown argument {first}. To set this field of the configuration: --config_overrides {name}=VALUE"
         )

@@ -13,7 +13,14 @@ from mae.conversion.layouts import OFFICIAL, VIT_MAE, from_native
 from mae.conversion.loading import quiet
 from mae.conversion.saving import check_expressible, full_state_dict, timm_arguments, vit_mae_config
 from mae.utils.errors import UserError
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+    MAEPreTrainedModel,
+)
 
 
 @torch.no_grad()
@@ -32,6 +39,8 @@ def compare_forward(model: MAEPreTrainedModel, tensors: dict[str, Tensor], layou
     Raises:
         LookupError: if no installed implementation has such a model.
     """
+    if isinstance(model, (MAEBackbone, MAEForSemanticSegmentation)):
+        raise LookupError("no other implementation has these feature maps or this segmentation")
     model = copy.deepcopy(model).float().eval()
     config = model.config
     generator = torch.Generator().manual_seed(0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
+from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate_values
 from mae.conversion.layouts import count_blocks, has_part
 from mae.conversion.report import LoadReport
@@ -36,7 +36,7 @@ _TRAINER_ARGUMENTS = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_rati
 # is resampled, inflated or newly initialised, which is reported.
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
 _FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
-_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *LABEL_FIELDS}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *LABEL_FIELDS}
 _DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
 _KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
@@ -65,7 +65,19 @@ def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
     if has_part(state, "head") or has_part(state, "fc_norm"):
         heads = [state[name].shape[0] for name in ("head.weight", "head.bias") if name in state]
         sizes["num_labels"] = heads[0] if heads else 0
-    return sizes
+    return sizes | _read_segmentation(state)
+
+
+def _read_segmentation(state: dict[str, Tensor]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"feature_pyramid": True} if has_part(state, "pyramid") else {}
+    if "decode_head.classifier.weight" in state:
+        fields["num_labels"], width = state["decode_head.classifier.weight"].shape[:2]
+        fields["segmentation_head"] = "linear" if has_part(state, "decode_head.batch_norm") else "upernet"
+        if width != state["mae.patch_embed.proj.weight"].shape[0]:
+            fields["segmentation_hidden_size"] = width
+        if fields["segmentation_head"] == "upernet" and not has_part(state, "auxiliary_head"):
+            fields["auxiliary_loss_weight"] = 0
+    return fields
 
 
 def find_grid(pos_embed: Tensor) -> tuple[tuple[int, int] | None, bool]:
@@ -174,9 +186,9 @@ def check_overrides(overrides: dict[str, Any]) -> dict[str, Any]:
     overrides = {name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()}
     scratch = MAEConfig()
     for name, value in overrides.items():
-        if name not in CONFIG_FIELDS and name not in LABEL_FIELDS:
+        if name not in (*CONFIG_FIELDS, *DENSE_FIELDS, *LABEL_FIELDS):
             raise UserError(f"{name} is not a field of the configuration.")
-        if name in CONFIG_FIELDS:
+        if name not in (*LABEL_FIELDS, "out_features", "out_indices"):  # these depend on other fields
             with configuration_errors(f"{name}={value!r}: "):
                 setattr(scratch, name, value)
     id2label, num_labels = overrides.get("id2label"), overrides.get("num_labels")
@@ -306,6 +318,9 @@ def target_fields(
     target = {**fields, **overrides}
     if "num_labels" in overrides and overrides["num_labels"] != fields.get("num_labels"):
         target = {name: target[name] for name in target if name in overrides or name not in ("id2label", "label2id")}
+    selection = {"out_features", "out_indices"}
+    if selection & overrides.keys():  # one of them decides the other
+        target = {name: value for name, value in target.items() if name in overrides or name not in selection}
     channels = target["num_channels"]
     if inflate_channels is not None and channels == own.num_channels:
         raise UserError(f"inflate_channels={inflate_channels} has nothing to do: {source} has {channels} channels.")

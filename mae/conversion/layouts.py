@@ -24,19 +24,21 @@ from mae.utils.errors import UserError
 class Layout:
     """
     The names that one implementation gives to the native tensors of [`MAEForPreTraining`] and
-    [`MAEForImageClassification`]. Each field maps native names to names of the layout.
+    [`MAEForImageClassification`]. Each of the first four fields maps native names to names of the layout.
 
     Args:
         parameters: Single tensors.
         modules: Modules with a `.weight` and a `.bias`.
         blocks: Lists of blocks, which are numbered.
         block: Modules within a block. Three names are query, key and value, which are one fused native tensor.
+        same: Prefixes of tensors whose names are the native ones.
     """
 
     parameters: dict[str, str]
     modules: dict[str, str]
     blocks: dict[str, str]
     block: dict[str, str | tuple[str, str, str]]
+    same: tuple[str, ...] = ()
 
     def table(self, names: Collection[str]) -> dict[str, str | tuple[str, ...]]:
         """Native tensor -> its name here, or the three that it is fused from; for as many blocks as `names` have."""
@@ -47,7 +49,8 @@ class Layout:
                     parts = (module,) if isinstance(module, str) else module
                     parts = tuple(f"{blocks}.{index}.{part}" for part in parts)
                     modules[f"{native_blocks}.{index}.{native_module}"] = parts[0] if len(parts) == 1 else parts
-        table: dict[str, str | tuple[str, ...]] = dict(self.parameters)
+        table: dict[str, str | tuple[str, ...]] = {name: name for name in names if name.startswith(self.same)}
+        table |= self.parameters
         for native, module in modules.items():
             for kind in ("weight", "bias"):
                 whole = f"{module}.{kind}" if isinstance(module, str) else tuple(f"{part}.{kind}" for part in module)
@@ -88,7 +91,11 @@ OFFICIAL = Layout(
         "mlp.fc2": "mlp.fc2",
     },
 )
-NATIVE = Layout(*({name: name for name in names} for names in vars(OFFICIAL).values()))
+# Parts of feature maps and segmentation, which only this package saves.
+DENSE_PARTS = ("pyramid.", "decode_head.", "auxiliary_head.")
+NATIVE = Layout(
+    *({name: name for name in names} for names in vars(OFFICIAL).values() if isinstance(names, dict)), same=DENSE_PARTS
+)
 # The batch norm of a linear probe, which only this package saves.
 _BATCH_NORM = [f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
 NATIVE.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))
@@ -191,7 +198,7 @@ def names_in(layout: Layout, names: Iterable[str]) -> dict[str, str | tuple[str,
     """Native names -> names in a layout, without those that it has no place for."""
     names = list(names)
     last = [f"{blocks}.{count_blocks(names, native_blocks) - 1}." for native_blocks, blocks in layout.blocks.items()]
-    table = layout.table(last)
+    table = layout.table([*last, *(name for name in names if name.startswith(layout.same))])
     return {name: table[name] for name in names if name in table}
 
 

@@ -17,12 +17,19 @@ from transformers.utils import logging
 from configuration_mae import MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate
 from mae.conversion.config import check_overrides, class_names, config_type, make_config, own_fields, target_fields
-from mae.conversion.layouts import LAYOUTS, has_part, num_unknown, spelling_of, to_native
+from mae.conversion.layouts import DENSE_PARTS, LAYOUTS, has_part, num_unknown, spelling_of, to_native
 from mae.conversion.report import LoadReport, fold_blocks
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError, first_line
 from mae.utils.text import listed
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+    MAEPreTrainedModel,
+)
 
 
 # Tensors that any checkpoint must have, because sizes are read from them; name -> number of dimensions.
@@ -36,10 +43,13 @@ _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 
 # Tensors that depend on the size of a patch.
 _OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 # Parts of a checkpoint that a model may leave out.
+_CLASSIFIER = ("head.", "head_norm.", "fc_norm.")
 _LEFT_OUT = {
-    MAEModel: ("decoder.", "head.", "head_norm.", "fc_norm.", "mae.norm."),
-    MAEForPreTraining: ("head.", "head_norm.", "fc_norm."),
-    MAEForImageClassification: ("decoder.", "fc_norm.", "mae.norm."),
+    MAEModel: ("decoder.", "mae.norm.", *_CLASSIFIER, *DENSE_PARTS),
+    MAEForPreTraining: (*_CLASSIFIER, *DENSE_PARTS),
+    MAEForImageClassification: ("decoder.", "mae.norm.", "fc_norm.", *DENSE_PARTS),
+    MAEBackbone: ("decoder.", "mae.norm.", *_CLASSIFIER, *DENSE_PARTS),
+    MAEForSemanticSegmentation: ("decoder.", "mae.norm.", *_CLASSIFIER, *DENSE_PARTS),
 }
 
 
@@ -87,8 +97,9 @@ def load_checkpoint(
             A file (.safetensors, .pth, .pt, .bin, .ckpt), a directory with a configuration, or a model on the Hub.
         model_class:
             Default: that of the checkpoint, which is [`MAEForPreTraining`] with a decoder,
-            [`MAEForImageClassification`] with a classifier, else [`MAEModel`]. If it is another class, the parts that
-            the checkpoint lacks are newly initialised.
+            [`MAEForImageClassification`] with a classifier, [`MAEForSemanticSegmentation`] with a segmentation head,
+            [`MAEBackbone`] with a feature pyramid alone, else [`MAEModel`]. If it is another class, the parts that the
+            checkpoint lacks are newly initialised.
         layout: A name of [`LAYOUTS`]. Default: recognised by the names of the tensors.
         state_key:
             The entry of a torch file that holds the weights, such as "teacher". Default: "model" or "state_dict", or
@@ -104,7 +115,8 @@ def load_checkpoint(
         overrides:
             Fields of the configuration. If the checkpoint has no configuration, they give the settings that no tensor
             tells (heads, `norm_pix_loss`). Another `image_size` resamples the positions. Another `patch_size`
-            initialises new patch projections; another number or other names of labels, a new classifier.
+            initialises new patch projections; another number or other names of labels, a new classifier or
+            segmentation head.
 
     Returns:
         The model, in evaluation mode, and a report of what was found.
@@ -204,6 +216,10 @@ def make_plan(
 def _class_of(state: dict[str, Tensor]) -> type[MAEPreTrainedModel]:
     if has_part(state, "decoder"):
         return MAEForPreTraining
+    if has_part(state, "decode_head"):
+        return MAEForSemanticSegmentation
+    if has_part(state, "pyramid"):
+        return MAEBackbone
     return MAEForImageClassification if _has_classifier(state) else MAEModel
 
 
@@ -243,7 +259,15 @@ def _adapt(
     same_classes = target.num_labels == own.num_labels and (None in names or names[0] == names[1])
     if has_part(state, "head") and not (same_classes and target.head_batch_norm == own.head_batch_norm):
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_norm."))}
+    if has_part(state, "decode_head") and not (same_classes and _segmentation(own) == _segmentation(target)):
+        heads = ("decode_head.", "auxiliary_head.")
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
     return state
+
+
+def _segmentation(config: MAEConfig) -> tuple[str, int]:
+    """The kind and the width of the segmentation head."""
+    return config.segmentation_head, config.segmentation_hidden_size or config.hidden_size
 
 
 def _report_changes(state: dict[str, Tensor], own: MAEConfig, target: MAEConfig, report: LoadReport) -> None:
@@ -282,7 +306,7 @@ def _account(
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit the target.
-    may_be_new = ["decoder.", "head.", "head_norm.", "fc_norm.", *_OF_PATCHES]
+    may_be_new = ["decoder.", *_CLASSIFIER, *DENSE_PARTS, *_OF_PATCHES]
     if model_class is MAEForPreTraining:
         may_be_new.append("mae.norm.")
     may_be_new = [part for part in may_be_new if not has_part(state, part[:-1])]
@@ -304,6 +328,8 @@ def _account(
 def _describe(config: MAEConfig, state: dict[str, Tensor]) -> str:
     (height, width), (patch_height, patch_width) = to_pair(config.image_size), to_pair(config.patch_size)
     parts = "encoder" + " and decoder" * has_part(state, "decoder") + " and classifier" * _has_classifier(state)
+    parts += " and feature pyramid" * has_part(state, "pyramid")
+    parts += " and segmentation head" * has_part(state, "decode_head")
     return (
         f"{parts}: {config.num_hidden_layers} blocks, {config.hidden_size} wide, {config.num_attention_heads} heads; "
         f"{height} x {width} pixels, {config.num_channels} channels, patches of {patch_height} x {patch_width}"

@@ -13,8 +13,10 @@ from mae.conversion.layouts import LAYOUTS, from_native, names_in
 from mae.utils.errors import UserError, first_line
 from mae.utils.files import CONFIG_FILE, WEIGHTS_FILE, write_json
 from modeling_mae import (
+    MAEBackbone,
     MAEForImageClassification,
     MAEForPreTraining,
+    MAEForSemanticSegmentation,
     MAEModel,
     MAEPreTrainedModel,
     make_image_processor,
@@ -55,6 +57,8 @@ def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
     for name, value in _FIXED[layout].items():
         if getattr(config, name) != value:
             raise UserError(f"The {layout} code has {name}={value!r} only, not {getattr(config, name)!r}.")
+    if layout != "mae" and isinstance(model, (MAEBackbone, MAEForSemanticSegmentation)):
+        raise UserError(f"{layout} has no feature maps and no segmentation: load_checkpoint(..., MAEModel) first.")
     if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
         raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
     encoder_without_norm = isinstance(model, MAEModel) and config.pooling == "mean"

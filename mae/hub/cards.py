@@ -17,7 +17,12 @@ from configuration_mae import MAEConfig, to_pair
 from mae.utils.files import CARD_FILE, write_text
 from mae.utils.hashing import hash_text
 from mae.utils.text import listed
-from modeling_mae import MAEForImageClassification, MAEModel, MAEPreTrainedModel
+from modeling_mae import (
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEPreTrainedModel,
+)
 
 
 # Stands for the repository's name in a card that has not been pushed.
@@ -125,7 +130,7 @@ def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluation
         "pretraining.md",
         _run_metadata(facts, "image-feature-extraction", results, ["self-supervised-learning"]),
         **_run_variables(facts, step, metrics, evaluations),
-        **_usage_variables(facts.config, is_classifier=False, has_decoder=True),
+        **_usage_variables(facts.config, MAEForPreTraining),
         target=target,
         split=split,
         evaluated_images=images,
@@ -147,7 +152,7 @@ def classification_card(facts: RunFacts, step: int, metrics: list[dict], evaluat
         "classification.md",
         _run_metadata(facts, "image-classification", results, []),
         **_run_variables(facts, step, metrics, evaluations),
-        **_usage_variables(config, is_classifier=True, has_decoder=False),
+        **_usage_variables(config, MAEForImageClassification),
         scores={name: score for name, (_, score) in results.items() if score is not None},
         labels=labels,
         class_names=listed(labels, 20),
@@ -164,18 +169,15 @@ def converted_card(model: MAEPreTrainedModel, name: str, base_model: str | None,
         base_model: The original on the Hub, if it comes from there.
         report: The report of the conversion.
     """
-    is_classifier = isinstance(model, MAEForImageClassification)
+    usage = _usage_variables(model.config, type(model))
     data = ModelCardData(
         license="unknown",
         library_name="transformers",
-        pipeline_tag="image-classification" if is_classifier else "image-feature-extraction",
+        pipeline_tag=usage["task"],
         tags=_TAGS,
         base_model=base_model,
     )
-    has_decoder = not isinstance(model, (MAEForImageClassification, MAEModel))
-    return _render(
-        "converted.md", data, **_usage_variables(model.config, is_classifier, has_decoder), name=name, report=report
-    )
+    return _render("converted.md", data, **usage, name=name, report=report)
 
 
 def _run_metadata(
@@ -231,13 +233,14 @@ def _run_variables(facts: RunFacts, step: int, metrics: list[dict], evaluations:
     }
 
 
-def _usage_variables(config: MAEConfig, is_classifier: bool, has_decoder: bool) -> dict[str, Any]:
+def _usage_variables(config: MAEConfig, model_class: type[MAEPreTrainedModel]) -> dict[str, Any]:
     """The variables of encoder.md and usage.md."""
+    tasks = {MAEForImageClassification: "image-classification", MAEForSemanticSegmentation: "image-segmentation"}
     height, width = to_pair(config.image_size)
     return {
         "config": config,
-        "is_classifier": is_classifier,
-        "has_decoder": has_decoder,
+        "task": tasks.get(model_class, "image-feature-extraction"),
+        "has_decoder": model_class is MAEForPreTraining,
         "mode": {1: "L", 3: "RGB"}.get(config.num_channels),  # Pillow has no images with other numbers of channels
         "height": height,
         "width": width,

@@ -38,7 +38,9 @@ CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
-CODE_FILES = ("attention_mae.py", "configuration_mae.py", "modeling_mae.py", "patches_mae.py")
+CODE_FILES = tuple(
+    f"{name}_mae.py" for name in ("attention", "configuration", "dense", "layers", "modeling", "patches")
+)
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE, *CODE_FILES)
 
 

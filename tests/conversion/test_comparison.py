@@ -7,6 +7,7 @@ from mae.conversion.comparison import compare_forward
 from mae.conversion.layouts import LAYOUTS, from_native
 from mae.conversion.saving import full_state_dict
 from tests.support.checkpoints import make_model_of_kind
+from tests.support.models import DENSE_KINDS, model_of_kind
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,10 @@ def test_comparison_leaves_the_model_as_it_is():
     model = make_model_of_kind("pretraining", masking="block").bfloat16()
     compare_forward(model, {}, "mae")
     assert model.config.masking == "block" and model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", DENSE_KINDS)
+def test_dense_model_has_no_other_implementation(kind):
+    model = model_of_kind(kind)
+    with pytest.raises(LookupError, match="no other implementation"):
+        compare_forward(model, full_state_dict(model), "mae")

@@ -8,6 +8,7 @@ from mae.conversion.layouts import LAYOUTS
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.saving import check_expressible, fold_head_norm, lost_in, save_checkpoint
 from mae.utils.errors import UserError
+from modeling_mae import MAEModel
 from tests.support.checkpoints import (
     MODEL_KINDS,
     assert_close,
@@ -15,6 +16,7 @@ from tests.support.checkpoints import (
     images_and_noise,
     make_model_of_kind,
 )
+from tests.support.models import DENSE_KINDS, model_of_kind
 
 
 @pytest.mark.parametrize("kind", ["encoder", "pretraining"])
@@ -125,3 +127,22 @@ def test_settings_of_training_that_a_layout_lacks_are_listed():
     model = make_model_of_kind("pretraining", masking="block", pooling="mean")
     assert lost_in(model, "vit_mae") == ["masking=block", "pooling=mean"]
     assert not lost_in(model, "mae")
+
+
+@pytest.mark.parametrize("kind", DENSE_KINDS)
+def test_dense_model_is_saved_in_its_own_layout_only(kind, tmp_path):
+    model = model_of_kind(kind)
+    assert lost_in(model, "mae") == []
+    save_checkpoint(model, tmp_path / "own", "mae")
+    loaded, report = load_checkpoint(tmp_path / "own")
+    assert type(loaded) is type(model)
+    assert_same_state(loaded, model)
+    assert not report.new and not report.unused
+    for layout in LAYOUTS.keys() - {"mae"}:
+        with pytest.raises(UserError, match="no feature maps and no segmentation"):
+            save_checkpoint(model, tmp_path / layout, layout)
+        assert not (tmp_path / layout).exists()
+    encoder, _ = load_checkpoint(tmp_path / "own", MAEModel)
+    save_checkpoint(encoder, tmp_path / "official", "official")  # the way out that the error names
+    again, _ = load_checkpoint(next((tmp_path / "official").glob("*.pth")))
+    assert_same_state(again, encoder)

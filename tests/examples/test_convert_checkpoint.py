@@ -69,6 +69,8 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
         "attention_mae.py",
         "config.json",
         "configuration_mae.py",
+        "dense_mae.py",
+        "layers_mae.py",
         "model.safetensors",
         "modeling_mae.py",
         "patches_mae.py",

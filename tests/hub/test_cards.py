@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from configuration_mae import MAEConfig
+from configuration_mae import MAEConfig, to_pair
 from mae.data.decoding import decode_image
 from mae.hub.cards import (
     PLACEHOLDER,
@@ -24,7 +24,13 @@ from mae.hub.cards import (
     with_name,
     write_card,
 )
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+)
 from tests.support.data import ROOT
 
 
@@ -354,6 +360,9 @@ def test_training_time_adds_up_all_lines():
         (MAEForPreTraining, {"num_channels": 5, "image_mean": [0.5] * 5, "image_std": [0.5] * 5}, 2),
         (MAEModel, {"num_channels": 5, "image_size": (32, 40)}, 2),
         (MAEForImageClassification, {"num_labels": 3}, 3),
+        (MAEForSemanticSegmentation, {"num_labels": 3}, 3),
+        (MAEForSemanticSegmentation, {"num_labels": 3, "num_channels": 5, "image_size": (32, 40)}, 1),
+        (MAEBackbone, {}, 4),
     ],
 )
 def test_every_block_of_a_card_runs(cls, fields, blocks, tmp_path, monkeypatch):
@@ -367,8 +376,13 @@ def test_every_block_of_a_card_runs(cls, fields, blocks, tmp_path, monkeypatch):
         names = {}
         exec(block, names)
         if "outputs" in names:
-            shape = (1, 3) if cls is MAEForImageClassification else (1, 1 + model.config.num_patches, 16)
-            assert names["outputs"][0].shape == shape
+            shapes = {
+                MAEForImageClassification: (1, 3),
+                MAEForSemanticSegmentation: (1, 3, *to_pair(model.config.image_size)),
+            }
+            assert names["outputs"][0].shape == shapes.get(cls, (1, 1 + model.config.num_patches, 16))
+        if "mask" in names:
+            assert names["mask"].shape == (40, 50)
         if "pictures" in names:
             assert names["pictures"].pasted.shape == (1, model.config.num_channels, 32, 32)
 

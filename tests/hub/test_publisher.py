@@ -22,7 +22,7 @@ from mae.hub.publisher import Publisher, is_uploading
 from mae.hub.repository import Repository
 from mae.utils.errors import RunError
 from mae.utils.files import MODEL_FILES
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEForSemanticSegmentation, MAEModel
 from tests.hub.test_cards import make_config, row, validate
 from tests.hub.test_repository import commits, edit_card, history
 from tests.support.data import FIXTURES, ROOT
@@ -36,14 +36,18 @@ AUTO_MAP = {
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_mae.MAEForSemanticSegmentation",
 }
 PUSHED = [
     "README.md",
     "attention_mae.py",
     "config.json",
     "configuration_mae.py",
+    "dense_mae.py",
     "environment.json",
     "evaluations.jsonl",
+    "layers_mae.py",
     "loss_curve.png",
     "metrics.jsonl",
     "model.safetensors",
@@ -293,11 +297,14 @@ def elsewhere(published, tmp_path_factory, emoji_bytes):
     api.upload_file(path_or_fileobj=code, path_in_repo="modeling_mae.py", repo_id="org/newer")
     classifier = MAEForImageClassification(make_config(pooling="mean", id2label={0: "cat", 1: "dog", 2: "cow"}))
     classifier.push_to_hub("org/classifier")
+    segmenter = MAEForSemanticSegmentation(make_config(id2label={0: "soil", 1: "leaf"}))
+    segmenter.push_to_hub("org/segmenter")
 
     work = tmp_path_factory.mktemp("elsewhere")
     Image.open(ROOT / "docs" / "emoji_reconstruction.png").convert("RGB").save(work / "photo.jpg")
     revisions = [None, "dev", "v1", first, api.model_info("org/published").sha]
-    wanted = {"name": "org/published", "revisions": revisions, "newer": "org/newer", "classifier": "org/classifier"}
+    wanted = {"name": "org/published", "revisions": revisions, "newer": "org/newer"}
+    wanted |= {"classifier": "org/classifier", "segmenter": "org/segmenter"}
     found = []
     for number, extra in enumerate([{}, {"HF_HUB_OFFLINE": "1"}]):
         environment = HUB.environment(work / "home", **extra)
@@ -324,6 +331,9 @@ def test_pushed_model_is_the_same_without_the_package(elsewhere, published, numb
     assert report["AutoModelForImageClassification"] == ["MAEForImageClassification", ["head.bias", "head.weight"], []]
     assert report["versions"] == ["this", "newer", "this"]
     assert {entry["label"] for entry in report["classes"]} == {"cat", "dog", "cow"}
+    with Image.open(ROOT / "docs" / "emoji_reconstruction.png") as picture:
+        assert all(label in ("soil", "leaf") and size == list(picture.size) for label, size in report["segments"])
+    assert report["segments"] and ModelCard.load("org/segmenter").data.pipeline_tag == "image-segmentation"
     assert report["blocks"] == 5 and outputs["card outputs"].shape == (1, 17, 24)
     assert outputs["card pictures"].shape == (1, 3, 32, 32)
 
@@ -331,6 +341,8 @@ def test_pushed_model_is_the_same_without_the_package(elsewhere, published, numb
     with torch.no_grad():
         expected = MAEModel.from_pretrained(published[0])(pixel_values).last_hidden_state
     torch.testing.assert_close(outputs["None"], expected)
+    if number == 0:
+        torch.testing.assert_close(outputs["feature map"].flatten(2).mT, expected[:, 1:])
     torch.testing.assert_close(outputs[wanted["revisions"][-1]], expected)
     first = wanted["revisions"][3]
     for revision in ("dev", "v1", first):

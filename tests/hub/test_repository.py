@@ -25,6 +25,8 @@ MODEL = [
     "attention_mae.py",
     "config.json",
     "configuration_mae.py",
+    "dense_mae.py",
+    "layers_mae.py",
     "model.safetensors",
     "modeling_mae.py",
     "patches_mae.py",

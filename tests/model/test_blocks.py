@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from layers_mae import drop_path
 from modeling_mae import (
     MAEForImageClassification,
     MAEForPreTraining,
     MAEModel,
-    drop_path,
 )
 from tests.support.models import assert_close, make_images, make_noise, tiny_config, tiny_model
 

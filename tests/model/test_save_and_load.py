@@ -15,21 +15,31 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import (
+    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForPreTraining,
+    AutoModelForSemanticSegmentation,
     PreTrainedModel,
     ViTImageProcessor,
 )
 
 import configuration_mae
+import dense_mae
+import layers_mae
 import modeling_mae
 from attention_mae import DEFAULT_ATTENTION
 from configuration_mae import MAEConfig
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
-from tests.support.models import KINDS, assert_close, model_of_kind, tiny_config
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+)
+from tests.support.models import ALL_KINDS, KINDS, assert_close, model_of_kind, tiny_config
 
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
@@ -38,11 +48,15 @@ AUTO_MAP = {
     "AutoModel": "modeling_mae.MAEModel",
     "AutoModelForPreTraining": "modeling_mae.MAEForPreTraining",
     "AutoModelForImageClassification": "modeling_mae.MAEForImageClassification",
+    "AutoBackbone": "modeling_mae.MAEBackbone",
+    "AutoModelForSemanticSegmentation": "modeling_mae.MAEForSemanticSegmentation",
 }
 FILES = [
     "attention_mae.py",
     "config.json",
     "configuration_mae.py",
+    "dense_mae.py",
+    "layers_mae.py",
     "model.safetensors",
     "modeling_mae.py",
     "patches_mae.py",
@@ -52,6 +66,7 @@ AUTO = {
     MAEModel: AutoModel,
     MAEForPreTraining: AutoModelForPreTraining,
     MAEForImageClassification: AutoModelForImageClassification,
+    MAEForSemanticSegmentation: AutoModelForSemanticSegmentation,
 }
 
 
@@ -59,7 +74,7 @@ AUTO = {
 def saved(tmp_path_factory):
     """One saved directory of each kind."""
     root = tmp_path_factory.mktemp("saved")
-    for kind in KINDS:
+    for kind in ALL_KINDS:
         model_of_kind(kind).save_pretrained(root / kind)
     return root
 
@@ -89,20 +104,21 @@ FROZEN = {
     "MAEModel": ["pos_embed"],
     "MAEForPreTraining": ["decoder.pos_embed", "mae.pos_embed"],
     "MAEForImageClassification": [],
+    "MAEForSemanticSegmentation": [],
 }
 
 
 # Directories
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_saved_directory_is_complete(kind, saved):
     directory = saved / kind
     assert sorted(path.name for path in directory.iterdir()) == FILES
     config = json.loads((directory / "config.json").read_text())
     assert config["auto_map"] == AUTO_MAP
-    assert config["model_type"] == "mae" and config["architectures"] == [KINDS[kind][0].__name__]
-    for module in (modeling_mae, configuration_mae):
+    assert config["model_type"] == "mae" and config["architectures"] == [ALL_KINDS[kind][0].__name__]
+    for module in (modeling_mae, configuration_mae, dense_mae, layers_mae):
         assert filecmp.cmp(module.__file__, directory / Path(module.__file__).name, shallow=False)
     weights = load_file(directory / "model.safetensors")
     model = model_of_kind(kind)
@@ -110,7 +126,7 @@ def test_saved_directory_is_complete(kind, saved):
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in weights.items())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize("cls", AUTO)
 def test_any_class_loads_from_any_checkpoint(cls, kind, saved, capfd):
     """Without trust_remote_code, because modeling_mae is imported."""
@@ -132,6 +148,29 @@ def test_any_class_loads_from_any_checkpoint(cls, kind, saved, capfd):
     else:
         # Only tensors that this kind of checkpoint does not have are missing, and none of the blocks.
         assert not [key for key in info["missing_keys"] if "mae.blocks" in key or key.startswith("blocks")]
+
+
+@pytest.mark.parametrize("kind", ALL_KINDS)
+def test_backbone_opens_every_checkpoint(kind, saved, capfd):
+    backbone, info = MAEBackbone.from_pretrained(saved / kind, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert "UNEXPECTED" not in capfd.readouterr().err
+    source = model_of_kind(kind)
+    encoder = getattr(source, "mae", source)
+    for name, value in backbone.mae.state_dict().items():
+        assert torch.equal(value, encoder.state_dict()[name]), name
+
+
+def test_auto_backbone_takes_a_configuration_and_a_name_on_the_hub(saved, hub):
+    """transformers asks the Hub even for a directory, and then refuses its name."""
+    config = AutoConfig.from_pretrained(saved / "backbone")
+    assert type(AutoBackbone.from_config(config)) is MAEBackbone
+    model_of_kind("backbone").push_to_hub("me/backbone")
+    images = make_inputs()["images"]
+    backbone = AutoBackbone.from_pretrained("me/backbone", out_features=["stem", "stage1", "stage3", "stage4"]).eval()
+    assert backbone.out_indices == [0, 1, 3, 4]
+    expected = MAEBackbone.from_pretrained(saved / "backbone", out_indices=[0, 1, 3, 4]).eval()
+    assert_close(backbone(images).feature_maps[0], expected(images).feature_maps[0])
 
 
 def test_auto_config_and_processor_load(saved):
@@ -279,7 +318,7 @@ def test_push_to_hub_with_an_unknown_argument_creates_no_repository(hub):
 # Without the package
 
 
-@pytest.fixture(scope="session", params=KINDS)
+@pytest.fixture(scope="session", params=[*KINDS, "segmentation_linear"])
 def remote(request, saved, tmp_path_factory):
     """Kind, report, outputs and stderr of a fresh process that cannot import the package."""
     work = tmp_path_factory.mktemp(request.param)
@@ -303,7 +342,11 @@ def test_code_of_a_checkpoint_works_without_the_package(remote, saved):
     kind, report, outputs, stderr = remote
     assert report["importable"] == []
     assert report["AutoConfig"].startswith("transformers_modules.")
-    assert report["AutoImageProcessor"].startswith("ViTImageProcessor")
+    processor = "BeitImageProcessor" if kind.startswith("segmentation") else "ViTImageProcessor"
+    assert report["AutoImageProcessor"].startswith(processor)
+    assert_close(
+        outputs["backbone"], MAEBackbone.from_pretrained(saved / kind)(make_inputs()["larger"]).feature_maps[0]
+    )
     assert "UNEXPECTED" not in stderr and "trust_remote_code" not in stderr
     for cls, auto in AUTO.items():
         name = auto.__name__
@@ -337,6 +380,10 @@ def test_code_of_a_checkpoint_works_in_pipelines(remote, saved):
     encoded = MAEModel.from_pretrained(saved / kind)(pixel_values)
     assert_close(outputs["pipeline pool=False"], encoded.last_hidden_state, 1e-5)
     assert_close(outputs["pipeline pool=True"], encoded.pooler_output, 1e-5)
+    if kind.startswith("segmentation"):
+        logits = MAEForSemanticSegmentation.from_pretrained(saved / kind)(pixel_values).logits
+        classes = F.interpolate(logits, (50, 40), mode="bilinear", align_corners=False)[0].argmax(0)
+        assert report["segments"] == {f"LABEL_{i}": (classes == i).sum().item() for i in classes.unique().tolist()}
     if kind.startswith("classification"):
         scores = MAEForImageClassification.from_pretrained(saved / kind)(pixel_values).logits.softmax(-1)[0]
         reported = {entry["label"]: entry["score"] for entry in report["pipeline"]}

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from configuration_mae import MAEConfig
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, MAEPreTrainedModel
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+    MAEPreTrainedModel,
+)
 
 
 # 4 x 4 patches of 8 x 8 pixels. Encoder and decoder differ in width and heads.
@@ -28,6 +35,15 @@ KINDS = {
     "classification_cls": (MAEForImageClassification, {"num_labels": 3}),
     "classification_mean": (MAEForImageClassification, {"num_labels": 3, "pooling": "mean"}),
 }
+DENSE_KINDS = {
+    "backbone": (MAEBackbone, {"num_hidden_layers": 4, "feature_pyramid": True}),
+    "segmentation_linear": (MAEForSemanticSegmentation, {"num_labels": 3}),
+    "segmentation_upernet": (
+        MAEForSemanticSegmentation,
+        {"num_labels": 3, "num_hidden_layers": 4, "segmentation_head": "upernet", "segmentation_hidden_size": 16},
+    ),
+}
+ALL_KINDS = KINDS | DENSE_KINDS
 
 
 def tiny_config(**fields: Any) -> MAEConfig:
@@ -50,7 +66,7 @@ def tiny_model(cls: type[MAEPreTrainedModel] = MAEForPreTraining, **fields: Any)
 
 
 def model_of_kind(kind: str) -> MAEPreTrainedModel:
-    cls, fields = KINDS[kind]
+    cls, fields = ALL_KINDS[kind]
     return tiny_model(cls, **fields)
 
 
