@@ -63,6 +63,7 @@ def _main(script, arguments, processes, environment, folder, output, errors) -> 
     for number, pipe in ((1, output), (2, errors)):
         os.dup2(pipe.fileno(), number)
         pipe.close()
+    multiprocessing.set_start_method(None, force=True)  # it is that of this process, and workers would have it too
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

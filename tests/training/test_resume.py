@@ -193,6 +193,7 @@ def test_stop_while_one_rank_waits_for_data_saves_on_both(image_folder, tmp_path
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     arguments = ["--train_dir", folder, *TINY, "--max_steps", 100, "--save_steps", 1000, "--dataloader_num_workers", 0]
+    arguments += ["--cache_memory", 0]  # so that the image is still needed
     expected = train(tmp_path / "whole", *arguments)
     division = ["--per_device_train_batch_size", 4]
     process = begin(tmp_path / "run", *arguments, *division, processes=2, step=10)
