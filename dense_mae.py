@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import UperNetConfig
-from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
 
 
 try:
@@ -72,6 +70,10 @@ def make_heads(config: MAEConfig) -> tuple[nn.Module, nn.Module | None]:
     """
     if config.segmentation_head == "linear":
         return MAELinearHead(config), None
+    # Only here, because the import takes time that other models need not wait for.
+    from transformers import UperNetConfig
+    from transformers.models.upernet.modeling_upernet import UperNetFCNHead, UperNetHead
+
     upernet = UperNetConfig(
         hidden_size=config.segmentation_hidden_size or config.hidden_size, num_labels=config.num_labels
     )

@@ -7,6 +7,10 @@ Official: Pillow, RandomResizedCrop(0.2, 1) bicubic, flip, ToTensor, Normalize, 
 the trainer's workers do, `mae.data.transforms.PreTrainingTransform`, seeding, mask and digest included;
 normalisation is the device's. The rows alternate in one process; images per second are medians over the rounds, the
 ratio is the median of the rounds' own. `--json` prints one line of JSON instead of the table.
+
+Three more rows compare the trainer's loader with itself: an epoch from the cache of decoded images (--cache_memory),
+four views of each image (--views_per_image) without a cache, both against an epoch without either, and the same
+photographs at 32 pixels from the cache.
 """
 
 import argparse
@@ -15,7 +19,7 @@ import json
 import statistics
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -30,12 +34,16 @@ from mae.data.decoding import decode_image
 from mae.data.folders import open_folder
 from mae.data.loader import make_loader
 from mae.data.order import SampleOrder
+from mae.data.pixel_cache import CachedRows, PixelCache
+from mae.data.sources import Source
 from mae.data.stream import Sample, SampleStream
 from mae.data.transforms import PreTrainingTransform
 from mae.utils.errors import UserError
 
 
 CONFIG = MAEConfig()
+SMALL, SMALL_EPOCHS = MAEConfig(image_size=32, patch_size=4), 10
+VIEWS = 4
 OFFICIAL = transforms.Compose(
     [
         transforms.RandomResizedCrop(224, scale=(0.2, 1.0), interpolation=transforms.InterpolationMode.BICUBIC),
@@ -66,17 +74,57 @@ def pixel_difference(files: list[bytes]) -> float:
     for number, data in enumerate(files):
         sample = Sample(0, number, ("", number), number, data)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
-        _, box, flip, _ = dataset.transform.draw(sample)
-        area = (box["left"], box["top"], box["left"] + box["width"], box["top"] + box["height"])
+        _, (top, left, height, width, flip), _ = dataset.transform.draw(sample)
+        area = (left, top, left + width, top + height)
         theirs = transforms.functional.pil_to_tensor(picture.crop(area).resize((224, 224), Image.Resampling.BICUBIC))
         theirs = theirs.flip(2) if flip else theirs
         total += (dataset[sample]["pixel_values"].int() - theirs.int()).abs().float().mean().item()
     return total / len(files)
 
 
+class EncodedImages(Source):
+    """Encoded images in memory."""
+
+    fingerprint = "encoded"
+
+    def __init__(self, images: list[bytes]):
+        self.images = images
+        self.group_sizes = [len(images)]
+
+    def read(self, group: int, first_row: int) -> Iterator[bytes]:
+        yield from self.images[first_row:]
+
+    def origin(self, group: int, row: int) -> tuple[str, int]:
+        return "image", row
+
+
+def shrink(data: bytes) -> bytes:
+    """An image as a PNG of 32 pixels, as of CIFAR-10."""
+    small = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").resize((32, 32)).save(small, "PNG")
+    return small.getvalue()
+
+
 def consume(loader: DataLoader) -> None:
     for _ in loader:
         pass
+
+
+def consume_epochs(
+    source: Source,
+    config: MAEConfig,
+    epochs: int,
+    batch_size: int,
+    cache: PixelCache | None = None,
+    views: int = 1,
+) -> None:
+    """Load some epochs as the trainer does."""
+    order = SampleOrder(source.group_sizes, seed=0, lanes=1)
+    stop = epochs * order.epoch_length
+    stream = SampleStream(
+        source if cache is None else CachedRows(source, cache), order, batch_size, stop=stop, views=views
+    )
+    consume(make_loader(stream, SampleDataset(PreTrainingTransform(config), cache)))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,7 +143,8 @@ def main(argv: list[str] | None = None) -> None:
     files = [Path(path).read_bytes() for path in paths]
     dataset = SampleDataset(PreTrainingTransform(CONFIG))
     samples = [Sample(0, number, ("", number), number, data) for number, data in enumerate(files)]
-    order = SampleOrder(source.group_sizes, seed=0, lanes=1)
+    small = EncodedImages([shrink(data) for data in files])
+    cache, small_cache = PixelCache(len(files), 2**36), PixelCache(len(files), 2**36)
 
     rows: dict[str, Callable[[], None]] = {
         "official": lambda: [OFFICIAL(Image.open(io.BytesIO(data)).convert("RGB")) for data in files],
@@ -103,16 +152,22 @@ def main(argv: list[str] | None = None) -> None:
         "official_decode": lambda: [Image.open(io.BytesIO(data)).convert("RGB") for data in files],
         "ours_decode": lambda: [decode_image(data) for data in files],
         "official_loader": lambda: consume(DataLoader(OfficialDataset(paths), batch_size=20)),
-        "ours_loader": lambda: consume(
-            make_loader(SampleStream(source, order, batch_size=20, stop=order.epoch_length), dataset)
-        ),
+        "ours_loader": lambda: consume_epochs(source, CONFIG, 1, batch_size=20),
+        # The first round, which does not count, fills the caches.
+        "cached_loader": lambda: consume_epochs(source, CONFIG, 1, batch_size=20, cache=cache),
+        "views_loader": lambda: consume_epochs(source, CONFIG, VIEWS, batch_size=20, views=VIEWS),
+        "small_loader": lambda: consume_epochs(small, SMALL, SMALL_EPOCHS, batch_size=50, cache=small_cache),
     }
     seconds = alternate(rows, arguments.rounds)
+    for name, epochs in (("views_loader", VIEWS), ("small_loader", SMALL_EPOCHS)):
+        seconds[name] = [time / epochs for time in seconds[name]]
     results: dict[str, float] = {
         name: round(len(files) / statistics.median(times), 1) for name, times in seconds.items()
     }
     for kind in ("", "_decode", "_loader"):
         results[f"ratio{kind}"] = round(median_ratio(seconds[f"official{kind}"], seconds[f"ours{kind}"]), 3)
+    for kind in ("cached", "views"):
+        results[f"ratio_{kind}"] = round(median_ratio(seconds["ours_loader"], seconds[f"{kind}_loader"]), 3)
     results["images"] = len(files)
     results["mean_pixel_difference"] = round(pixel_difference(files), 3)
     if arguments.json:
@@ -126,6 +181,9 @@ def main(argv: list[str] | None = None) -> None:
     ):
         theirs, ours, ratio = (results[f"{name}{kind}"] for name in ("official", "ours", "ratio"))
         print(f"{title:24} official {theirs:7.1f}   ours {ours:7.1f}   ratio {ratio:.2f}")
+    print(f"{'from the cache':24} {results['cached_loader']:7.1f}, {results['ratio_cached']:.2f} x without it")
+    print(f"{f'{VIEWS} views, no cache':24} {results['views_loader']:7.1f}, {results['ratio_views']:.2f} x one view")
+    print(f"{'32 pixels, cached':24} {results['small_loader']:7.1f}")
     print(f"mean difference of a pixel: {results['mean_pixel_difference']:.2f} of 255")
 
 

@@ -19,23 +19,24 @@ checkpoint was saved. Launchers may replace the code.
 from mae.arguments.classification import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
-from mae.cli.script import run_script
+from mae.cli.script import quick_imports, run_script
 
 
 def main() -> None:
     flags, arguments = parse_arguments(ClassificationFlags, ClassificationArguments, description=__doc__)
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
-    from mae.cli.data import data_name, open_labelled_splits
-    from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
-    from mae.cli.report import ClassificationReport
-    from mae.cli.run import run_training
-    from mae.data.loader import choose_num_workers
-    from mae.evaluation.accuracy import AccuracyEvaluator
-    from mae.evaluation.features_cache import FrozenFeatures
-    from mae.training.accelerator import make_accelerator
-    from mae.training.classification import Classification, uses_frozen_features
-    from mae.training.schedule import fit_to_small_data
-    from mae.training.setup import Training
+    with quick_imports():
+        from mae.cli.data import data_name, open_labelled_splits
+        from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
+        from mae.cli.report import ClassificationReport
+        from mae.cli.run import run_training
+        from mae.data.loader import choose_num_workers
+        from mae.evaluation.accuracy import AccuracyEvaluator
+        from mae.evaluation.features_cache import FrozenFeatures
+        from mae.training.accelerator import make_accelerator
+        from mae.training.classification import Classification, uses_frozen_features
+        from mae.training.schedule import fit_to_small_data
+        from mae.training.setup import Training
 
     accelerator = make_accelerator(arguments, arguments.output_dir, arguments.trackers)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import PreTrainingArguments
 from mae.cli.parser import parse_arguments
-from mae.cli.script import run_script
+from mae.cli.script import quick_imports, run_script
 
 
 HERE = Path(__file__).resolve().parent
@@ -27,18 +27,19 @@ def main() -> None:
         PreTrainingRecipe, PreTrainingArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
     )
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
-    from mae.cli.data import data_name, open_splits
-    from mae.cli.model import build_model, choose_statistics, read_checkpoint
-    from mae.cli.report import PreTrainingReport
-    from mae.cli.run import run_training
-    from mae.data.loader import choose_num_workers
-    from mae.evaluation.evaluator import Evaluator
-    from mae.evaluation.neighbours import make_neighbours
-    from mae.evaluation.reconstruction import ReconstructionEvaluator, load_images
-    from mae.training.accelerator import make_accelerator
-    from mae.training.pretraining import PreTraining
-    from mae.training.schedule import fit_to_small_data
-    from mae.training.setup import Training
+    with quick_imports():
+        from mae.cli.data import data_name, open_splits
+        from mae.cli.model import build_model, choose_statistics, read_checkpoint
+        from mae.cli.report import PreTrainingReport
+        from mae.cli.run import run_training
+        from mae.data.loader import choose_num_workers
+        from mae.evaluation.evaluator import Evaluator
+        from mae.evaluation.neighbours import make_neighbours
+        from mae.evaluation.reconstruction import ReconstructionEvaluator, load_images
+        from mae.training.accelerator import make_accelerator
+        from mae.training.pretraining import PreTraining
+        from mae.training.schedule import fit_to_small_data
+        from mae.training.setup import Training
 
     accelerator = make_accelerator(arguments, arguments.output_dir, arguments.trackers)
 

@@ -13,6 +13,22 @@ from tests.support.fake_hub import Hub
 from tests.support.loopback import HUB, upload
 
 
+# The longest files, which start first. Otherwise one process is still at the last of them while the others wait.
+LONGEST = [
+    "tests/training/test_resume.py",
+    "tests/examples/test_run_mae.py",
+    "tests/examples/test_convert_checkpoint.py",
+    "tests/model/test_save_and_load.py",
+    "tests/training/test_distributed.py",
+    "tests/hub/test_publisher.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
 @pytest.fixture
 def hub() -> Iterator[Hub]:
     """The Hub that all tests of this process share; faults end with the test."""

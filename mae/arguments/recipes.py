@@ -81,6 +81,13 @@ class CommonRecipe(ModelArguments):
     shuffle_buffer_size: int = flag(
         4096, "Number of images, over all lanes, within which the order is shuffled.", group=DATA
     )
+    views_per_image: int = flag(
+        1,
+        "Number of samples of each image in a batch, each with its own crop, flip and mask (repeated augmentation). "
+        "The image is decoded once for all of them. It must divide --per_device_train_batch_size.",
+        group=DATA,
+        rule=AT_LEAST_1,
+    )
 
     def check(self) -> None:
         super().check()
@@ -149,12 +156,14 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """
     The values that belong to the identity of a run: those of the flags that change results by themselves.
 
-    With --max_steps the number of epochs has no effect. --warmup_steps is in it only if it is given, so that runs
-    that were started before there was that flag can be resumed.
+    With --max_steps the number of epochs has no effect. --warmup_steps and --views_per_image are in it only if they
+    have an effect, so that runs that were started before there were these flags can be resumed.
     """
     left_out = {"num_train_epochs"} if recipe.max_steps > 0 else set()
     if recipe.warmup_steps is None:
         left_out.add("warmup_steps")
+    if recipe.views_per_image == 1:
+        left_out.add("views_per_image")
     return {
         name: getattr(recipe, name)
         for name, declared in flags_of(recipe).items()

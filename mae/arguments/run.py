@@ -14,10 +14,12 @@ from mae.arguments.flags import (
     NOT_NEGATIVE,
     POSITIVE,
     Arguments,
+    Rule,
     flag,
     one_of,
 )
 from mae.utils.errors import UserError
+from mae.utils.memory import is_memory
 
 
 # The identity of a run holds the effective batch size and the precision, whoever chose them.
@@ -64,6 +66,16 @@ class RunArguments(HardwareArguments):
     )
     gradient_accumulation_steps: int = _hardware(
         1, "Number of per-device batches per optimizer step.", rule=AT_LEAST_1
+    )
+    cache_memory: str = _hardware(
+        "auto",
+        "Memory for decoded images, which all processes of a machine share: an amount such as 4GB, a share of the "
+        "free memory such as 30%%, auto for half of it, or 0 to decode each image in each epoch.",
+        group=DATA,
+        rule=Rule(
+            "must be auto, 0, an amount such as 4GB, or a share such as 30%",
+            lambda text: text == "auto" or is_memory(text),
+        ),
     )
     gradient_checkpointing: bool = _hardware(
         False,

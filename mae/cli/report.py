@@ -12,7 +12,6 @@ import torch
 from mae.cli.data import short_data_name
 from mae.conversion.hub_files import hub_name
 from mae.evaluation.reconstruction import picture_path
-from mae.evaluation.visualization import save_curve
 from mae.hub.cards import RunFacts, classification_card, pretraining_card, segmentation_card
 from mae.training.accelerator import describe_environment
 from mae.training.run_directory import RunDirectory
@@ -107,6 +106,9 @@ class PreTrainingReport:
         return f"{what}: {describe_length(self.training)}"
 
     def draw(self, folder: Path, metrics: Lines, evaluations: Lines) -> None:
+        # Imported late: a run need not wait for matplotlib before its first step.
+        from mae.evaluation.visualization import save_curve
+
         kind = "training images" if self.facts.num_validation_images is None else "validation images"
         if metrics:
             save_curve(metrics, evaluations, folder / CURVE_FILE, kind)
@@ -150,6 +152,9 @@ class ClassificationReport:
         return f"{what}: {describe_length(self.training)}"
 
     def draw(self, folder: Path, metrics: Lines, evaluations: Lines) -> None:
+        # Imported late: a run need not wait for matplotlib before its first step.
+        from mae.evaluation.visualization import save_curve
+
         if metrics:
             title = f"{self.training.task.name.capitalize()}: loss"
             save_curve(metrics, evaluations, folder / CURVE_FILE, "validation images", title, "loss")

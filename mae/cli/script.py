@@ -4,11 +4,14 @@ Run a script: messages, one-line errors and exit codes.
 Modules that take long to import are imported where they are used, so that --help need not wait for them.
 """
 
+import atexit
+import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 from tqdm import tqdm
@@ -69,6 +72,24 @@ def set_up_messages() -> None:
     disable_progress_bar()  # of transformers, when it saves a model
 
 
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """
+    Import large packages in this context without garbage collection.
+
+    Modules, classes and functions live until the process ends. Collections traverse them again and again while
+    thousands more are imported. They are frozen afterwards, so that no later collection traverses them either.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 def end_process(code: int) -> NoReturn:
     """
     End the process with an exit code.
@@ -92,6 +113,9 @@ def run_script(main: Callable[[], None], can_resume: bool = True) -> None:
         can_resume: Whether the same command resumes, for messages.
     """
     set_up_messages()
+    # Python collects garbage among all modules when it ends, which takes a second with torch. Handlers run in reverse
+    # order, after threads have ended. Those of torch and trackers are registered later, so they run first.
+    atexit.register(gc.freeze)
     rank = os.environ.get("RANK", "0")
     again = " Run the same command again to resume from the last checkpoint." if can_resume else ""
     try:

@@ -1,5 +1,6 @@
 """Datasets of the DataLoader: samples of the stream become examples, and examples become batches."""
 
+from collections import defaultdict
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from mae.data.batch import DIGEST_SIZE, Batch
 from mae.data.decoding import DecodingError
+from mae.data.pixel_cache import PixelCache, SharedImage
 from mae.data.stream import Sample
 from mae.utils.hashing import hash_key
 
@@ -32,10 +34,14 @@ class SampleDataset(Dataset):
     """
     Applies a transform to samples. An image that cannot be decoded is skipped, and consumes its position; any other
     error is an error of the code, and is raised.
+
+    Args:
+        cache: Where decoded images are kept.
     """
 
-    def __init__(self, transform: Transform):
+    def __init__(self, transform: Transform, cache: PixelCache | None = None):
         self.transform = transform
+        self.cache = cache
 
     def __getitem__(self, sample: Sample) -> dict:
         try:
@@ -43,6 +49,21 @@ class SampleDataset(Dataset):
         except DecodingError as error:
             return {"sample": sample, "skipped": str(error), "digest": sample_digest(sample, "skipped")}
         return {"sample": sample, "digest": sample_digest(sample, *drawn), **tensors}
+
+    def __getitems__(self, samples: list[Sample]) -> list[dict]:
+        """The examples of a batch. An image is decoded once for all its samples."""
+        places = defaultdict(list)
+        for place, sample in enumerate(samples):
+            places[sample.index].append(place)
+        if self.cache is None and len(places) == len(samples):
+            return [self[sample] for sample in samples]
+        examples: list[dict] = [{}] * len(samples)
+        for row, of_the_row in places.items():
+            image = SharedImage(samples[of_the_row[0]].image, row, self.cache)
+            for place in of_the_row:
+                examples[place] = self[samples[place]._replace(image=image)]
+                examples[place]["sample"] = samples[place]  # without the decoded image, whose memory is free again
+        return examples
 
     def collate(self, examples: list[dict]) -> Batch:
         """Combine the examples of one batch."""

@@ -6,6 +6,7 @@ files, NumPy decodes `.npy` files, and tifffile decodes TIFF files with other th
 """
 
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -15,7 +16,6 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms.v2 import functional as TF
 
 from mae.utils.errors import UserError, first_line
 
@@ -52,9 +52,64 @@ def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
     return call
 
 
-class EncodedImage:
+class OpenImage(ABC):
     """
-    An image of which only the header is read.
+    An image whose size is known, and that can be decoded.
+
+    Args:
+        height, width: Pixels of the decoded image.
+        is_large: Whether it is a JPEG that is decoded at a fraction of its size if the crop allows it.
+    """
+
+    height: int
+    width: int
+    is_large: bool
+
+    def open(self, num_channels: int) -> "OpenImage":
+        """Read what is needed to know the size. Opening an image again is free."""
+        return self
+
+    @abstractmethod
+    def pixels(self, reduction: int = 1) -> np.ndarray:
+        """
+        The image as `(H, W, C)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. Do not write to
+        it.
+
+        With a reduction, H and W are divided by it and rounded up.
+
+        Raises:
+            DecodingError: if it cannot be decoded.
+        """
+
+    def decode(self) -> Tensor:
+        """The whole image as `(C, H, W)`, see `pixels`."""
+        return torch.from_numpy(self.pixels()).permute(2, 0, 1)
+
+    def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
+        """
+        A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
+
+        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, which its decoder can do quickly, if the crop then
+        still has twice the pixels of `size` along each side.
+        """
+        reduction = 1
+        if self.is_large:
+            allowed = min(height // (2 * size[0]), width // (2 * size[1]))
+            reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
+        bottom, right = (top + height) // reduction, (left + width) // reduction
+        top, left = top // reduction, left // reduction
+        # A copy of the crop in the decoder's order of memory is resized a third faster than a view of the image. NumPy
+        # makes it in half of torch's time for a small image.
+        crop = np.ascontiguousarray(self.pixels(reduction)[None, top:bottom, left:right])
+        # The same as torchvision's resize, without its dispatch, which takes 45 us.
+        pixels = torch.from_numpy(crop).permute(0, 3, 1, 2)
+        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
+        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
+
+
+class EncodedImage(OpenImage):
+    """
+    An image of which only the header is read. It can be decoded once.
 
     Args:
         data: The bytes of the file, or its path.
@@ -74,6 +129,7 @@ class EncodedImage:
         self.num_channels = num_channels
         self.array: np.ndarray | None = None
         self.picture: Image.Image | None = None
+        self.is_large = False
         if data.startswith(_NPY) or (num_channels not in (1, 3) and data.startswith(_TIFF)):
             self.array = _read_array(data, num_channels)
             self.height, self.width = self.array.shape[:2]
@@ -85,45 +141,22 @@ class EncodedImage:
         self.width, self.height = self.picture.size
         if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
             self.height, self.width = self.picture.size
+        self.is_large = self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS
         if num_channels not in (1, 3):
             raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
 
-    def decode_crop(self, top: int, left: int, height: int, width: int, size: list[int]) -> Tensor:
-        """
-        A crop of the image, in its own pixels, resized to `size` (height, width): bicubic, with antialiasing.
-
-        A large JPEG is decoded at 1/2, 1/4 or 1/8 of its sides, which its decoder can do quickly, if the crop then
-        still has twice the pixels of `size` along each side.
-        """
-        reduction = 1
-        if self.picture is not None and self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS:
-            allowed = min(height // (2 * size[0]), width // (2 * size[1]))
-            reduction = next((factor for factor in (8, 4, 2) if factor <= allowed), 1)
-        bottom, right = (top + height) // reduction, (left + width) // reduction
-        top, left = top // reduction, left // reduction
-        # A copy of the crop in the decoder's order of memory is resized a third faster than a view of the image.
-        pixels = self.decode(reduction)[:, top:bottom, left:right][None].contiguous(memory_format=torch.channels_last)
-        # The same as torchvision's resize, without its dispatch, which takes 45 us.
-        pixels = F.interpolate(pixels, size, mode="bicubic", align_corners=False, antialias=True)[0]
-        return pixels.clamp_(0, 255) if pixels.is_floating_point() else pixels
-
     @_explained
-    def decode(self, reduction: int = 1) -> Tensor:
+    def pixels(self, reduction: int = 1) -> np.ndarray:
         """
-        The image as `(C, H, W)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. The EXIF
-        orientation is applied, transparent pixels are on white, and an animation gives its first frame.
-
-        With a reduction, H and W are divided by it and rounded up.
-
-        Raises:
-            DecodingError: if it cannot be decoded.
+        Decode it, see [`OpenImage`]. The EXIF orientation is applied, transparent pixels are on white, and an
+        animation gives its first frame.
         """
         if self.array is not None:
-            return _array_to_tensor(self.array)
+            return _to_range_of_8_bits(self.array)
         if self.data.startswith(_JPEG) and decode_jpeg is not None and reduction == 1:
             mode = ImageReadMode.GRAY if self.num_channels == 1 else ImageReadMode.RGB
             data = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
-            return decode_jpeg(data, mode=mode, apply_exif_orientation=True)
+            return decode_jpeg(data, mode=mode, apply_exif_orientation=True).permute(1, 2, 0).numpy()
         picture = self.picture
         if reduction > 1:
             picture.draft(picture.mode, (picture.width // reduction, picture.height // reduction))
@@ -132,7 +165,7 @@ class EncodedImage:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = _to_8_bits(picture, self.picture.format)
-        return TF.pil_to_tensor(picture.convert("L" if self.num_channels == 1 else "RGB"))
+        return np.atleast_3d(np.array(picture.convert("L" if self.num_channels == 1 else "RGB")))
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -152,6 +185,11 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
             return (height, width) if 0 < height * width < LARGE_PIXELS else None
         at += 2 + length
     return None
+
+
+def open_image(image: bytes | str | OpenImage, num_channels: int = 3) -> OpenImage:
+    """Open an image, given as the bytes of its file, as a path, or as an image that several samples share."""
+    return EncodedImage(image, num_channels) if isinstance(image, bytes | str) else image.open(num_channels)
 
 
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
@@ -192,8 +230,8 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
     return array
 
 
-def _array_to_tensor(array: np.ndarray) -> Tensor:
-    """(H, W, C) of uint8, uint16 or floats in [0, 1] -> (C, H, W) in the range of 8 bits."""
+def _to_range_of_8_bits(array: np.ndarray) -> np.ndarray:
+    """Scale (H, W, C) of uint8, uint16 or floats in [0, 1] to the range of 8 bits, with a plane per channel."""
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 257
     elif array.dtype.kind == "f":
@@ -202,4 +240,4 @@ def _array_to_tensor(array: np.ndarray) -> Tensor:
             raise ValueError("floating point pixels must be in [0, 1]")
     elif array.dtype != np.uint8:
         raise ValueError(f"pixels of type {array.dtype} must be uint8, uint16, or floats in [0, 1]")
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 2, 0)))
+    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 2, 0)), 0, 2)

@@ -9,6 +9,7 @@ The DataLoader never enters `accelerator.prepare`, because the stream already yi
 import re
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 
 import torch
@@ -84,7 +85,7 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
     Raises:
         DataError: if a worker dies. Any other error keeps its type, and its traceback if it is not a `UserError`.
     """
-    iterator = iter(loader)
+    iterator = _start(loader)
     try:
         yield from iterator
     except (OSError, EOFError) as error:
@@ -99,6 +100,18 @@ def batches(loader: DataLoader) -> Iterator[Batch]:
         raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
     finally:
         _end_workers(iterator)
+
+
+def _start(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's iterator. It has workers before it requests its first batches, which may fail."""
+    try:
+        return iter(loader)
+    except BaseException as error:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if hasattr(started := frame.f_locals.get("self"), "_workers"):
+                _end_workers(started)
+                break
+        raise
 
 
 def _end_workers(iterator: object) -> None:

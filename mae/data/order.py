@@ -20,9 +20,10 @@ from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key, permutation
 
 
-def sample_seed(seed: int, epoch: int, position: int) -> int:
-    """Seed of all randomness of one sample: crop, flip and mask."""
-    return int.from_bytes(hash_key("sample", seed, epoch, position), "big") >> 1
+def sample_seed(seed: int, epoch: int, position: int, view: int = 0) -> int:
+    """Seed of all randomness of one sample: crop, flip and mask. View 0 of an image has that of an only view."""
+    key = (position, view) if view else (position,)
+    return int.from_bytes(hash_key("sample", seed, epoch, *key), "big") >> 1
 
 
 @dataclass(frozen=True)

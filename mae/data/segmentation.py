@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
-from mae.data.decoding import EncodedImage
+from mae.data.decoding import OpenImage, open_image
 from mae.data.mask_rows import Masks
 from mae.data.masks import IGNORED, MaskCoding
 from mae.data.stream import Sample
@@ -44,7 +44,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Crop:
+class MaskedCrop:
     """
     What is cut out of an image, in its own pixels, and where it is put.
 
@@ -77,7 +77,7 @@ class MaskedImageTransform(ImageTransform):
     def blank(self) -> dict[str, Tensor]:
         return super().blank() | {"labels": torch.full(self.size, IGNORED, dtype=torch.uint8)}
 
-    def open(self, sample: Sample) -> tuple[EncodedImage, np.ndarray]:
+    def open(self, sample: Sample) -> tuple[OpenImage, np.ndarray]:
         """
         The image and its mask.
 
@@ -85,7 +85,7 @@ class MaskedImageTransform(ImageTransform):
             DecodingError: if one of them is damaged.
             UserError: if they differ in size, or the mask has a value that is no class.
         """
-        image = EncodedImage(sample.image, self.num_channels)
+        image = open_image(sample.image, self.num_channels)
         name = self.masks.name(sample.index)
         mask = self.coding.encode(self.masks.read(sample.index), name)
         if mask.shape != (image.height, image.width):
@@ -144,7 +144,7 @@ class SegmentationTransform(MaskedImageTransform):
             return self.jitter(pixels)
         return self.jitter(pixels / 255) * 255  # torchvision takes floats in [0, 1]
 
-    def draw(self, mask: np.ndarray) -> Crop:
+    def draw(self, mask: np.ndarray) -> MaskedCrop:
         """Draw a crop; again if one class covers most of it."""
         for _ in range(_ATTEMPTS):
             crop = self._draw_once(*mask.shape)
@@ -154,7 +154,7 @@ class SegmentationTransform(MaskedImageTransform):
                 break
         return crop
 
-    def _draw_once(self, height: int, width: int) -> Crop:
+    def _draw_once(self, height: int, width: int) -> MaskedCrop:
         options = self.augmentation
         drawn = torch.rand(6).tolist()
         scale = options.min_scale + (options.max_scale - options.min_scale) * drawn[0]
@@ -163,7 +163,7 @@ class SegmentationTransform(MaskedImageTransform):
         top, box_height, out_height, row = _cut_side(height, rows, scale, drawn[2])
         left, box_width, out_width, column = _cut_side(width, columns, scale, drawn[3])
         flip = options.horizontal_flip and drawn[4] < 0.5
-        return Crop(top, left, box_height, box_width, (out_height, out_width), (row, column), turns, flip)
+        return MaskedCrop(top, left, box_height, box_width, (out_height, out_width), (row, column), turns, flip)
 
 
 def _cut_side(length: int, out: int, scale: float, share: float) -> tuple[int, int, int, int]:
@@ -181,14 +181,14 @@ def _cut_side(length: int, out: int, scale: float, share: float) -> tuple[int, i
     return int(share * (length - size + 1)), size, resized, int(share * (out - resized + 1))
 
 
-def cut_mask(mask: np.ndarray, crop: Crop) -> Tensor:
+def cut_mask(mask: np.ndarray, crop: MaskedCrop) -> Tensor:
     """The box of a mask, resized to the nearest pixel: uint8 of the crop's size."""
     box = torch.from_numpy(mask[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
     # torchvision resizes a tv_tensors.Mask by "nearest", half a pixel away from the image.
     return F.interpolate(box[None, None], crop.size, mode="nearest-exact")[0, 0]
 
 
-def place(pixels: Tensor, crop: Crop, size: list[int], fill: Tensor) -> Tensor:
+def place(pixels: Tensor, crop: MaskedCrop, size: list[int], fill: Tensor) -> Tensor:
     """Put resized pixels `(C, h, w)` into an output of a size, filled up by `(C, 1, 1)`, then turn and flip it."""
     size = size if crop.turns % 2 == 0 else size[::-1]
     if list(crop.size) != size:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from mae.data.decoding import OpenImage
 from mae.data.order import SampleOrder, Window, sample_seed
 from mae.data.reader import MAX_BYTES_AHEAD, WindowReader
 from mae.data.sources import Source
@@ -18,10 +19,10 @@ class Sample(NamedTuple):
     """A sample for a worker: its key, and its undecoded image."""
 
     epoch: int
-    position: int  # running on over epochs
+    position: int  # running on over epochs; each view of an image has its own
     origin: tuple[str, int]  # file and row
     seed: int
-    image: bytes | str
+    image: bytes | str | OpenImage  # the last in a worker, if samples share it
     index: int = -1  # of the row over all groups of the source, and so of its label
 
 
@@ -35,6 +36,7 @@ class SampleStream:
         batch_size: Samples of a per-device batch.
         process_index, num_processes: This rank reads the lanes that are `process_index` modulo `num_processes`.
         start, stop: First position over all ranks, and the one after the last.
+        views: Samples of each image, one after the other: position p is view p % views of image p // views.
         max_bytes_ahead: About how many bytes are read before they are needed.
         retry_minutes: Minutes for which a source that cannot be read is retried.
     """
@@ -48,6 +50,7 @@ class SampleStream:
         num_processes: int = 1,
         start: int = 0,
         stop: int | None = None,
+        views: int = 1,
         max_bytes_ahead: int = MAX_BYTES_AHEAD,
         retry_minutes: float = 0,
     ):
@@ -56,8 +59,8 @@ class SampleStream:
                 f"--lanes {order.lanes} must be a multiple of the number of processes ({num_processes}), because each "
                 f"reads its own lanes. Use --lanes {-(-order.lanes // num_processes) * num_processes}."
             )
-        if start % num_processes:
-            raise ValueError(f"start={start} must be a multiple of num_processes={num_processes}.")
+        if start % (num_processes * views):
+            raise ValueError(f"start={start} must be a multiple of num_processes={num_processes} times views={views}.")
         self.source = source
         self.order = order
         self.batch_size = batch_size
@@ -65,23 +68,26 @@ class SampleStream:
         self.num_processes = num_processes
         self.start = start
         self.stop = stop
+        self.views = views
         self.max_bytes_ahead = max_bytes_ahead
         self.retry_minutes = retry_minutes
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        order = self.order
+        # From here on positions are those of images.
+        order, views = self.order, self.views
+        start, stop = self.start // views, None if self.stop is None else self.stop // views
         lanes = range(self.process_index, order.lanes, self.num_processes)
-        windows = order.windows(self.start, lanes)
-        if self.stop is not None:
-            windows = itertools.takewhile(lambda window: order.position(window) < self.stop, windows)
+        windows = order.windows(start, lanes)
+        if stop is not None:
+            windows = itertools.takewhile(lambda window: order.position(window) < stop, windows)
         # The reader starts here and not in __init__, because the DataLoader forks its workers first.
         reader = WindowReader(self.source, windows, max_bytes=self.max_bytes_ahead, retry_minutes=self.retry_minutes)
         starts = self.source.starts
         current: dict[int, tuple[Window, list]] = {}
         batch = []
         try:
-            position = self.start + self.process_index
-            while self.stop is None or position < self.stop:
+            position = start + self.process_index
+            while stop is None or position < stop:
                 epoch, place = divmod(position, order.epoch_length)
                 row, lane = divmod(place, order.lanes)
                 window, images = current.get(lane, (None, None))
@@ -93,14 +99,21 @@ class SampleStream:
                 index = int(window.order[row - window.start])
                 group, group_row = window.locate(index)
                 image, images[index] = images[index], b""  # frees it: a window drains while the next one fills
-                seed = sample_seed(order.seed, epoch, place)
                 origin, row_index = self.source.origin(group, group_row), int(starts[group]) + group_row
-                batch.append(Sample(epoch, position, origin, seed, image, row_index))
+                for view in range(views):
+                    seed = sample_seed(order.seed, epoch, place, view)
+                    batch.append(Sample(epoch, position * views + view, origin, seed, image, row_index))
                 if len(batch) == self.batch_size:
-                    yield batch
+                    yield self._spread(batch)
                     batch = []
                 position += self.num_processes
             if batch:  # in evaluation; training ends with a whole batch
-                yield batch
+                yield self._spread(batch)
         finally:
             reader.close()
+
+    def _spread(self, batch: list[Sample]) -> list[Sample]:
+        """The first views of all images, then the second ones: mixup and cutmix mix each sample with the next."""
+        if self.views == 1:
+            return batch
+        return [sample for view in range(self.views) for sample in batch[view :: self.views]]

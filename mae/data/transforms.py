@@ -10,7 +10,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
-from mae.data.decoding import EncodedImage
+from mae.data.crop import Crop, RandomCrop
+from mae.data.decoding import OpenImage, open_image
 from mae.data.stream import Sample
 from mae.utils.errors import UserError
 from modeling_mae import make_image_processor, num_visible_patches
@@ -27,12 +28,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def draw_crop(crop: v2.RandomResizedCrop, image: EncodedImage) -> tuple[dict[str, int], bool]:
-    """Draw the box of a random resized crop, and whether it is flipped."""
-    box = crop.make_params([torch.empty(0, image.height, image.width)])
-    return box, bool(torch.rand(()) < 0.5)
-
-
 class ImageTransform:
     """Base class of the transforms of images: their size, and the blank image."""
 
@@ -44,10 +39,11 @@ class ImageTransform:
     def blank(self) -> dict[str, Tensor]:
         return {"pixel_values": torch.zeros(self.num_channels, *self.size, dtype=torch.uint8)}
 
-    def cut(self, image: EncodedImage, box: dict[str, int], flip: bool) -> Tensor:
+    def cut(self, image: OpenImage, crop: Crop) -> Tensor:
         """A crop, resized to the model's size, and flipped if asked."""
-        pixels = image.decode_crop(**box, size=self.size)
-        return TF.horizontal_flip(pixels) if flip else pixels
+        *box, flip = crop
+        pixels = image.decode_crop(*box, size=self.size)
+        return pixels.flip(-1) if flip else pixels
 
 
 class PreTrainingTransform(ImageTransform):
@@ -61,24 +57,23 @@ class PreTrainingTransform(ImageTransform):
         self.num_patches = config.num_patches
         num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
         self.masking = f"{config.masking} {config.grid_size} {num_visible}"
-        self.crop = v2.RandomResizedCrop(self.size, scale=(0.2, 1.0))
+        self.crop = RandomCrop(min_area=0.2)
 
     def blank(self) -> dict[str, Tensor]:
         return super().blank() | {"noise": torch.linspace(0, 1, self.num_patches)}
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        image, box, flip, noise = self.draw(sample)
+        image, crop, noise = self.draw(sample)
         # The noise and the kind of masking stand for the mask, which is a function of both.
-        drawn = (*box.values(), flip, noise.numpy().tobytes(), self.masking)
-        return {"pixel_values": self.cut(image, box, flip), "noise": noise}, drawn
+        drawn = (*crop, noise.numpy().tobytes(), self.masking)
+        return {"pixel_values": self.cut(image, crop), "noise": noise}, drawn
 
-    def draw(self, sample: Sample) -> tuple[EncodedImage, dict[str, int], bool, Tensor]:
+    def draw(self, sample: Sample) -> tuple[OpenImage, Crop, Tensor]:
         """Draw all that is random of a sample: the box of the crop, whether it is flipped, and the noise."""
-        image = EncodedImage(sample.image, self.num_channels)
-        with seeded(sample.seed):
-            box, flip = draw_crop(self.crop, image)
-            noise = torch.rand(self.num_patches)
-        return image, box, flip, noise
+        image = open_image(sample.image, self.num_channels)
+        generator = torch.Generator().manual_seed(sample.seed)
+        crop = self.crop.draw(image.height, image.width, generator)
+        return image, crop, torch.rand(self.num_patches, generator=generator)
 
 
 class EvaluationTransform(ImageTransform):
@@ -88,7 +83,7 @@ class EvaluationTransform(ImageTransform):
         super().__init__(config)
         self.processor = make_image_processor(config)
 
-    def prepare(self, image: EncodedImage) -> Tensor:
+    def prepare(self, image: OpenImage) -> Tensor:
         """Resize and crop an image, `(C, H, W)`."""
         # The processor itself, because torchvision rounds differently and users of the model get the processor.
         outputs = self.processor(
@@ -102,7 +97,7 @@ class EvaluationTransform(ImageTransform):
         return outputs.pixel_values[0]
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        return {"pixel_values": self.prepare(EncodedImage(sample.image, self.num_channels))}, ()
+        return {"pixel_values": self.prepare(open_image(sample.image, self.num_channels))}, ()
 
 
 class ClassificationTransform(EvaluationTransform):
@@ -135,7 +130,7 @@ class ClassificationTransform(EvaluationTransform):
         self.labels = labels
         self.crop = self.randaugment = self.erasing = None
         if min_crop_area is not None:
-            self.crop = v2.RandomResizedCrop(self.size, scale=(min_crop_area, 1.0))
+            self.crop = RandomCrop(min_crop_area)
         if randaugment_magnitude is not None:
             self.randaugment = self._make_randaugment(config, randaugment_magnitude)
         if random_erasing:
@@ -167,15 +162,14 @@ class ClassificationTransform(EvaluationTransform):
         return label.float() if label.ndim else label
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        image, drawn = EncodedImage(sample.image, self.num_channels), ()
+        image, drawn = open_image(sample.image, self.num_channels), ()
         label = self._label(sample.index)
         with seeded(sample.seed):
             if self.crop is None:
                 pixels = self.prepare(image)
             else:
-                box, flip = draw_crop(self.crop, image)
-                drawn = (*box.values(), flip)
-                pixels = self.cut(image, box, flip)
+                drawn = self.crop.draw(image.height, image.width, torch.default_generator)
+                pixels = self.cut(image, drawn)
             if self.randaugment is not None:
                 # As a Pillow image, because torchvision cannot rotate a tensor with bicubic interpolation.
                 picture = TF.to_pil_image(pixels.round().to(torch.uint8))

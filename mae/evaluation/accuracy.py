@@ -16,7 +16,6 @@ from mae.data.subsets import origin_columns
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
 from mae.evaluation.inference import EvaluationBatches, Outputs, broadcast_buffers, map_images
 from mae.evaluation.metrics import average_precision, confusion_matrix, ratio
-from mae.evaluation.visualization import save_confusion_matrix
 from mae.utils.distributed import is_main_process
 from mae.utils.errors import DataError
 from mae.utils.files import CLASSES_FILE, CONFUSION_FILE, PREDICTIONS_FILE, write_table
@@ -129,6 +128,9 @@ class AccuracyEvaluator:
         }
         self._write_tables(outputs, folder, table, columns)
         if is_main_process() and len(names) <= _MAX_DRAWN_CLASSES:
+            # Imported late: a run need not wait for matplotlib before its first step.
+            from mae.evaluation.visualization import save_confusion_matrix
+
             matrix = confusion_matrix(labels, predictions, len(names))
             title = f"Confusion matrix: {len(labels):,} validation images, accuracy {values['eval_accuracy']:.1%}"
             save_confusion_matrix(matrix, names, folder / CONFUSION_FILE, title)

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from mae.data.masks import IGNORED, to_rgb
-from mae.evaluation.visualization import figure_style
 from mae.utils.files import atomic_write
 
 
@@ -115,6 +112,12 @@ def save_examples(
     examples: Sequence[Example], names: Sequence[str], palette: np.ndarray, path: Path, title: str
 ) -> None:
     """Draw image, truth and prediction of each example side by side, with a legend of the classes that are shown."""
+    # Imported here, because training need not wait for matplotlib.
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from mae.evaluation.visualization import figure_style
+
     per_row = min(2, len(examples))
     num_rows = -(-len(examples) // per_row)
     tallest = max(example.truth.shape[0] / example.truth.shape[1] for example in examples)

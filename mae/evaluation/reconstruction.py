@@ -15,7 +15,6 @@ from mae.data.normalization import model_inputs
 from mae.data.sources import Source
 from mae.data.transforms import EvaluationTransform
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
-from mae.evaluation.visualization import save_reconstruction
 from mae.utils.distributed import is_main_process, on_main_process
 from mae.utils.errors import UserError
 from mae.utils.files import PICTURES_FOLDER
@@ -81,6 +80,9 @@ class ReconstructionEvaluator:
             title = f"{self.title} after {epoch:.1f} epochs"
             if model.config.norm_pix_loss:
                 title += " (mean and contrast of each patch are those of the original)"
+            # Imported late: a run need not wait for matplotlib before its first step.
+            from mae.evaluation.visualization import save_reconstruction
+
             save_reconstruction(model, pixel_values, outputs, path, title)
 
 

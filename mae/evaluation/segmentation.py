@@ -19,7 +19,6 @@ from mae.evaluation.evaluator import Evaluation, EvaluationContext
 from mae.evaluation.inference import EvaluationBatches, broadcast_buffers
 from mae.evaluation.metrics import confusion_matrix, segmentation_scores
 from mae.evaluation.overlays import Example, make_palette, save_examples, save_mask, shrink, to_picture
-from mae.evaluation.visualization import save_confusion_matrix
 from mae.utils.distributed import is_main_process
 from mae.utils.errors import DataError
 from mae.utils.files import CLASSES_FILE, CONFUSION_FILE, MASKS_FOLDER, SEGMENTATION_FILE, write_table
@@ -165,6 +164,9 @@ class SegmentationEvaluator:
 
     def _report(self, counts: _Counts, folder: Path, score: str) -> None:
         """Write the table, the confusion matrix and the figure."""
+        # Imported here, because training need not wait for matplotlib.
+        from mae.evaluation.visualization import save_confusion_matrix
+
         scores, names = segmentation_scores(counts.matrix), list(self.coding.names)
         table = {
             "pixels": counts.matrix.sum(axis=1).tolist(),

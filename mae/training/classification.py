@@ -73,6 +73,11 @@ class Classification:
         self.mix = v2.RandomChoice(mixes) if mixes else None
         if uses_frozen_features(recipe) and (self.mix is not None or recipe.random_erasing):
             raise UserError("--augmentation none excludes --mixup_alpha, --cutmix_alpha and --random_erasing.")
+        if recipe.augmentation == "none" and recipe.views_per_image > 1:
+            raise UserError(
+                f"--augmentation none gives --views_per_image {recipe.views_per_image} equal views. Leave one of them "
+                "out."
+            )
         if recipe.protocol == "linear" and arguments.per_device_train_batch_size < 2:
             raise UserError(
                 "--per_device_train_batch_size must be at least 2, because --protocol linear normalises over it."

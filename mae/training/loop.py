@@ -104,6 +104,7 @@ class TrainingLoop:
         dataset = task.dataset(self.interruption.should_stop)
         if dataset is None:
             self.leave(first)
+        self.training.open_cache(dataset, first)
         if first and self.evaluations.is_missing(first):
             self.evaluate(first)
         started = saved_at = time.monotonic()
@@ -118,6 +119,7 @@ class TrainingLoop:
                 if state.average is not None:
                     state.average.update(step)
                 bar.update()
+                self.training.log_cache(step - first)
 
                 is_first, is_last = step == first + 1, step == schedule.num_steps
                 is_logged = (
@@ -230,10 +232,9 @@ class TrainingLoop:
 
     def stop_nonfinite(self) -> NoReturn:
         """Name the step and its samples, and save the weights before it to find the cause."""
-        guard, batch_size = self.state.guard, self.schedule.batch_size
+        guard = self.state.guard
         step = guard.fatal_step
-        positions = range((step - 1) * batch_size, step * batch_size)
-        samples = [self.task.source.origin(*self.training.order.locate(position)) for position in positions]
+        samples = self.training.origins(step)
         self.state.average = None  # later steps have moved it already
         path = self.run_directory.checkpoints.save(self.state, step - 1, NONFINITE, {"samples": samples})
         shown = listed([f"{file} row {row}" for file, row in samples], most=3)

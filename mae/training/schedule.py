@@ -116,7 +116,7 @@ def fit_to_small_data(recipe: Recipe, arguments: RunArguments, num_images: int, 
         recipe.lanes = lanes
     epoch_length = num_images // recipe.lanes * recipe.lanes
     divisor = arguments.gradient_accumulation_steps * num_processes
-    largest = epoch_length // divisor
+    largest = epoch_length // divisor // recipe.views_per_image * recipe.views_per_image
     if 0 < largest < arguments.per_device_train_batch_size:
         notes.append(
             f"Note: --per_device_train_batch_size {arguments.per_device_train_batch_size} is lowered to {largest}, "

@@ -1,6 +1,7 @@
 """A training run before it starts: what it is made of, and whether that fits together."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,12 +14,14 @@ from mae.arguments.run import RunArguments
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.loader import choose_num_workers, make_loader
 from mae.data.order import SampleOrder
+from mae.data.pixel_cache import CachedRows, PixelCache
 from mae.data.stream import SampleStream
 from mae.evaluation.evaluator import Evaluator
 from mae.training.average import AveragedWeights
 from mae.training.checkpointing import TrainState
 from mae.training.identity import resolved_recipe, run_identity
 from mae.training.optimization import GuardedStep
+from mae.training.pixels import describe, open_pixel_cache
 from mae.training.schedule import Schedule
 from mae.training.task import Task
 from mae.utils.errors import UserError
@@ -64,6 +67,7 @@ class Training:
         sizes = task.source.group_sizes
         self.order = SampleOrder(sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
         self.schedule = Schedule.of(recipe, self._batch_size(), self.order.epoch_length, task.min_learning_rate)
+        self.cache: PixelCache | None = None
         self.stream(after_step=0)  # checks lanes and ranks
         self._note_limits()
 
@@ -76,6 +80,12 @@ class Training:
                 f"A batch of {batch_size} images (--per_device_train_batch_size {per_device} x "
                 f"--gradient_accumulation_steps {accumulation} x {num_processes} processes) is larger than an epoch "
                 f"of {self.order.epoch_length} images. Lower one of them."
+            )
+        views = self.recipe.views_per_image
+        if per_device % views:
+            raise UserError(
+                f"--per_device_train_batch_size {per_device} must be a multiple of --views_per_image {views}, because "
+                f"all views of an image are in one batch. Use {-(-per_device // views) * views}."
             )
         return batch_size
 
@@ -113,17 +123,40 @@ class Training:
         source, config = self.task.source, self.task.model.config
         return resolved_recipe(self.recipe, self.arguments, self.accelerator, source, config)
 
+    def open_cache(self, dataset: SampleDataset | FeatureDataset, after_step: int) -> None:
+        """Keep decoded images from now on, if any image is needed twice after a step. A collective."""
+        num_left = self.schedule.num_steps - after_step
+        if isinstance(dataset, SampleDataset) and num_left > self._steps_per_pass:
+            self.cache = dataset.cache = open_pixel_cache(len(self.task.source), self.arguments.cache_memory)
+
+    def log_cache(self, num_steps: int) -> None:
+        """Log what the cache holds, once each image has been needed."""
+        if self.cache is not None and num_steps == math.ceil(self._steps_per_pass):
+            logger.info(describe(self.cache, self.arguments.cache_memory))
+
+    @property
+    def _steps_per_pass(self) -> float:
+        """Steps over which each image is needed once, in all its views."""
+        return self.schedule.steps_per_epoch * self.recipe.views_per_image
+
+    def origins(self, step: int) -> list[tuple[str, int]]:
+        """File and row of the samples of a step, over all ranks."""
+        batch_size, views = self.schedule.batch_size, self.recipe.views_per_image
+        positions = range((step - 1) * batch_size, step * batch_size)
+        return [self.task.source.origin(*self.order.locate(position // views)) for position in positions]
+
     def stream(self, after_step: int) -> SampleStream:
         """This rank's samples after a step."""
-        batch_size = self.schedule.batch_size
+        batch_size, source = self.schedule.batch_size, self.task.source
         return SampleStream(
-            self.task.source,
+            source if self.cache is None else CachedRows(source, self.cache),
             self.order,
             self.arguments.per_device_train_batch_size,
             self.accelerator.process_index,
             self.accelerator.num_processes,
             start=after_step * batch_size,
             stop=self.schedule.num_steps * batch_size,
+            views=self.recipe.views_per_image,
             retry_minutes=self.arguments.data_retry_minutes,
         )
 

@@ -17,7 +17,7 @@ def test_no_flag_of_a_run_changes_results(kind):
 
 def test_names_are_those_of_the_trainer():
     own = {"overwrite_output_dir", "save_minutes", "max_eval_samples", "data_retry_minutes", "max_bad_fraction"}
-    own |= {"max_nonfinite_steps", "hub_license"}
+    own |= {"max_nonfinite_steps", "hub_license", "cache_memory"}
     theirs = {field.name for field in fields(TrainingArguments)}
     assert {field.name for field in fields(RunArguments)} - own <= theirs
 
@@ -30,6 +30,7 @@ def test_names_are_those_of_the_trainer():
         ({"save_steps": 0}, "--save_steps 0"),
         ({"hub_strategy": "always"}, "--hub_strategy always must be one of end, every_save"),
         ({"max_bad_fraction": 2}, "--max_bad_fraction 2"),
+        ({"cache_memory": "much"}, "--cache_memory much"),
     ],
 )
 def test_impossible_value_is_refused(values, message):

@@ -15,4 +15,4 @@ def test_loader_compares_the_same_images(image_folder, capsys):
         torch.set_num_threads(threads)
     results = json.loads(capsys.readouterr().out)
     assert results["images"] == 5 and results["mean_pixel_difference"] < 3
-    assert all(results[f"ratio{kind}"] > 0 for kind in ("", "_decode", "_loader"))
+    assert all(results[f"ratio{kind}"] > 0 for kind in ("", "_decode", "_loader", "_cached", "_views"))

@@ -1,6 +1,9 @@
 """Whole runs: what happens in which order, and what a refused command leaves."""
 
-from tests.support.runs import MODEL, start, tree
+import subprocess
+import sys
+
+from tests.support.runs import MODEL, SCRIPT, start, tree
 
 
 def created(hub):
@@ -34,3 +37,23 @@ def test_small_folder_trains_with_lanes_and_batch_that_fit(tmp_path, emoji_bytes
     assert "--per_device_train_batch_size 64 is lowered to 5" in done.stdout
     again = start("--output_dir", tmp_path / "run", *flags)
     assert again.returncode == 0 and "already finished" in again.stdout
+
+
+def test_first_step_needs_no_plots_and_no_trackers(data, tmp_path):
+    """Their imports would delay it. Collections, off while modules are imported, are on again."""
+    code = (
+        "import gc, runpy, sys\n"
+        "import mae.training.feed as feed\n"
+        "def stop(self):\n"
+        "    print('\\nmodules', gc.isenabled(), *sys.modules)\n"
+        "    raise SystemExit\n"
+        "feed.BatchFeed.next = stop\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    flags = map(str, ["--output_dir", tmp_path / "run", *data, "--max_steps", 1])
+    done = subprocess.run([sys.executable, "-c", code, SCRIPT, *flags], capture_output=True, text=True, check=True)
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("modules")]
+    _, is_collecting, *names = line.split()
+    assert is_collecting == "True" and "torch" in names
+    assert not {"matplotlib", "torch.utils.tensorboard", "trackio", "wandb", "timm"} & set(names)

@@ -15,9 +15,9 @@ IMPORTS = (
 )
 
 
-def script(body, **options):
+def script(body, before="", **options):
     lines = "\n".join(f"    {line}" for line in body.splitlines())
-    code = f"{IMPORTS}def main():\n{lines}\nrun_script(main)\n"
+    code = f"{before}{IMPORTS}def main():\n{lines}\nrun_script(main)\n"
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, **options)
 
 
@@ -95,3 +95,28 @@ def test_ctrl_c_before_training_ends_with_the_shells_code():
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130 and process.stderr.read() == "Stopped before training began.\n"
+
+
+def test_script_freezes_modules_only_after_threads_and_later_exit_handlers():
+    """Nothing that a thread or a handler has yet to do is lost."""
+    done = script(
+        "import atexit, gc, threading\n"
+        "atexit.register(lambda: print('handler', gc.get_freeze_count() > 0))\n"
+        "threading.Thread(target=lambda: (time.sleep(0.3), print('thread', gc.get_freeze_count() > 0))).start()",
+        before="import atexit, gc\natexit.register(lambda: print('last', gc.get_freeze_count() > 0))\n",
+    )
+    assert done.returncode == 0
+    assert done.stdout.splitlines() == ["thread False", "handler False", "last True"]
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_quick_imports_restore_garbage_collection(is_enabled, fails):
+    collect = "gc.enable()" if is_enabled else "gc.disable()"
+    body = "raise ImportError" if fails else "pass"
+    done = script(
+        f"import gc\nfrom mae.cli.script import quick_imports\n{collect}\n"
+        f"try:\n    with quick_imports():\n        print(gc.isenabled())\n        {body}\n"
+        "except ImportError: pass\nprint(gc.isenabled())"
+    )
+    assert done.stdout.splitlines() == ["False", str(is_enabled)]

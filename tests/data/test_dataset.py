@@ -5,7 +5,7 @@ import torch
 
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.decoding import DecodingError
-from mae.data.loader import make_loader
+from mae.data.loader import batches, make_loader
 from mae.data.stream import Sample
 
 
@@ -36,9 +36,9 @@ def test_image_that_cannot_be_decoded_consumes_its_position():
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_error_of_the_code_is_raised_and_no_image_is_blamed(num_workers):
-    stream = [[sample(b"image"), sample(b"broken code")]]
+    stream = [[sample(b"image"), sample(b"broken code")._replace(index=1)]]
     with pytest.raises(IndexError, match="a bug of an augmentation"):
-        next(iter(make_loader(stream, SampleDataset(Transform()), num_workers)))
+        next(batches(make_loader(stream, SampleDataset(Transform()), num_workers)))
 
 
 def test_features_of_unreadable_images_are_skipped_with_their_reasons():

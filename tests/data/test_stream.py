@@ -8,13 +8,16 @@ import pytest
 import torch
 
 from mae.data.batch import samples_digest
+from mae.data.dataset import SampleDataset
 from mae.data.folders import open_folder
+from mae.data.loader import make_loader
 from mae.data.opening import open_dataset
 from mae.data.order import SampleOrder
 from mae.data.stream import SampleStream
+from mae.data.transforms import PreTrainingTransform
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
-from tests.support.samples import BrokenSource, TickedSource, assert_same, batches
+from tests.support.samples import CONFIG, BrokenSource, TickedSource, assert_same, batches
 
 
 @pytest.fixture(scope="module", params=["parquet", "folder", "parquet on the Hub", "files on the Hub", "downloaded"])
@@ -144,3 +147,43 @@ def test_a_dropped_stream_leaves_no_thread(parquet_folder):
     assert any(thread.name.startswith("window-reader") for thread in threading.enumerate())
     iterator.close()
     assert not any(thread.name.startswith("window-reader") for thread in threading.enumerate())
+
+
+def views_of(source, views, workers=0, start=0, stop=96, batch_size=8, index=0, processes=1):
+    order = SampleOrder(source.group_sizes, seed=1, lanes=4, shuffle_buffer_size=32)
+    stream = SampleStream(source, order, batch_size, index, processes, start, stop, views=views)
+    return list(make_loader(stream, SampleDataset(PreTrainingTransform(CONFIG)), workers))
+
+
+@pytest.fixture(scope="module")
+def parquet(parquet_folder):
+    return open_dataset(str(parquet_folder))[0]
+
+
+def test_views_of_an_image_have_their_own_keys_and_the_first_is_that_of_a_single_view(parquet):
+    one = [row for batch in batches(parquet, stop=24) for row in batch.rows]
+    single = {
+        row: (pixels, noise)
+        for batch in batches(parquet, stop=24)
+        for row, pixels, noise in zip(batch.rows, batch.pixel_values, batch.noise)
+    }
+    found = views_of(parquet, 4)
+    assert [row for batch in found for row in batch.rows[:2]] == one  # 8 samples are 2 images
+    for batch in found:
+        assert batch.rows == batch.rows[:2] * 4
+        noises = {noise.tobytes() for noise in batch.noise}
+        assert len(noises) == 8 and not torch.equal(batch.pixel_values[0], batch.pixel_values[2])
+        for place in range(2):
+            pixels, noise = single[batch.rows[place]]
+            assert torch.equal(batch.pixel_values[place], pixels) and (batch.noise[place] == noise).all()
+    positions = [int.from_bytes(bytes(row[:8]), "big") for batch in found for row in batch.digests.numpy()]
+    assert sorted(positions) == list(range(96))
+
+
+def test_views_do_not_depend_on_workers_start_and_ranks(parquet):
+    expected = views_of(parquet, 4, stop=480)  # several epochs of images
+    assert_same(views_of(parquet, 4, workers=2, stop=480), expected)
+    assert_same(views_of(parquet, 4, start=200, stop=480), expected[25:])
+    ranks = [views_of(parquet, 4, batch_size=4, index=index, processes=2, stop=480) for index in range(2)]
+    for whole, *parts in zip(expected, *ranks):
+        assert samples_digest(torch.cat([part.digests for part in parts])) == samples_digest(whole.digests)

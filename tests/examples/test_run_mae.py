@@ -23,7 +23,7 @@ from mae.cli.parser import parse_arguments
 from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForPreTraining
 from tests.support.data import ROOT, write_parquet
-from tests.support.runs import ENVIRONMENT, MODEL, SCRIPT, TINY, command, metrics, run, start, train, tree
+from tests.support.runs import ENVIRONMENT, MODEL, SCRIPT, TINY, fork, metrics, run, start, train, tree
 
 
 @pytest.fixture(scope="module")
@@ -284,9 +284,7 @@ def test_each_rank_reports_its_own_broken_data(emoji_bytes, tmp_path):
     path = write_parquet(tmp_path / "data" / "train.parquet", emoji_bytes[:64], 16)
     arguments = ["--output_dir", tmp_path / "run", "--dataset_name", path.parent, *TINY]
     arguments += ["--max_steps", 400, "--per_device_train_batch_size", 4, "--logging_steps", 100]
-    process = subprocess.Popen(
-        command(*arguments, processes=2), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = fork(*arguments, processes=2)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "run" / "metrics.jsonl").exists():
         time.sleep(0.01)

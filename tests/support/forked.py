@@ -23,13 +23,16 @@ CONTEXT = multiprocessing.get_context("forkserver")
 def _run_script(script: str, arguments: list[str]) -> None:
     sys.argv = [script, *arguments]
     sys.path[0] = str(Path(script).parent)
+    code: object = 0
     try:
         runpy.run_path(script, run_name="__main__")
-    finally:
-        # As the interpreter ends. A process of multiprocessing runs no exit functions.
-        threading._shutdown()
-        atexit._run_exitfuncs()
-        sys.stdout.flush()
+    except SystemExit as end:
+        code = end.code
+    # As the interpreter ends, without the exception and the frames that it holds. A process of multiprocessing runs no
+    # exit functions.
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.exit(code)
 
 
 def _run_ranks(count: int, script: str, arguments: list[str]) -> None:
@@ -60,6 +63,7 @@ def _main(script, arguments, processes, environment, folder, output, errors) -> 
     for number, pipe in ((1, output), (2, errors)):
         os.dup2(pipe.fileno(), number)
         pipe.close()
+    multiprocessing.set_start_method(None, force=True)  # it is that of this process, and workers would have it too
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

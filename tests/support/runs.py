@@ -38,9 +38,14 @@ def command(*arguments, processes=1, script=SCRIPT):
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
 
+def fork(*arguments, processes=1, cwd=None, script=SCRIPT):
+    """A script in processes of its own, in the background."""
+    return ForkedProcess(script, list(map(str, arguments)), ENVIRONMENT, processes, cwd)
+
+
 def run(*arguments, processes=1, cwd=None, script=SCRIPT):
     """A script in processes of its own, to the end."""
-    process = ForkedProcess(script, list(map(str, arguments)), ENVIRONMENT, processes, cwd)
+    process = fork(*arguments, processes=processes, cwd=cwd, script=script)
     output, errors = process.communicate(timeout=240)
     return subprocess.CompletedProcess(arguments, process.returncode, output, errors)
 
@@ -92,7 +97,7 @@ def tree(folder):
 
 def begin(output_dir, *arguments, processes=1, step=30):
     """A run in the background that has logged a step."""
-    process = ForkedProcess(SCRIPT, ["--output_dir", *map(str, [output_dir, *arguments])], ENVIRONMENT, processes)
+    process = fork("--output_dir", output_dir, *arguments, processes=processes)
     log, deadline = Path(output_dir) / "metrics.jsonl", time.monotonic() + 120
     while not (log.exists() and log.read_bytes().count(b"\n") >= step):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()

@@ -1,12 +1,10 @@
 """FLOPs of a model against torch's counter, the paper and the table of peaks."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import scaling
 from configuration_mae import MAEConfig
 from mae.training import flops as throughput
 from modeling_mae import MAEForPreTraining
@@ -56,10 +54,8 @@ def test_peak_of_a_device_by_its_name():
     assert throughput.peak_flops(torch.device("cpu"), "bf16", tf32=False) is None
 
 
-def test_tables_of_docs_scaling_are_those_of_the_benchmark():
+def test_tables_of_docs_scaling_are_those_of_the_benchmark(capsys):
     text = (ROOT / "docs" / "scaling.md").read_text()
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    tables = done.stdout.strip().split("\n\n")
+    scaling.main([])
+    tables = capsys.readouterr().out.strip().split("\n\n")
     assert len(tables) == 4 and all(table in text for table in tables)

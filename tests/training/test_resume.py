@@ -27,6 +27,7 @@ from tests.support.runs import (
     begin,
     command,
     exact,
+    fork,
     kill,
     metrics,
     metrics_of,
@@ -63,7 +64,7 @@ def test_killed_run_resumes_to_the_same_result(whole, tmp_path, processes):
     process = begin(output_dir, *arguments, processes=processes, step=70)
     deadline = time.monotonic() + 60
     while not (caught := list(output_dir.glob("checkpoint-*.unfinished"))) and time.monotonic() < deadline:
-        pass
+        time.sleep(0.0005)
     kill(process)
     assert caught
     kill(begin(output_dir, *arguments, processes=processes, step=110))
@@ -192,6 +193,7 @@ def test_stop_while_one_rank_waits_for_data_saves_on_both(image_folder, tmp_path
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     arguments = ["--train_dir", folder, *TINY, "--max_steps", 100, "--save_steps", 1000, "--dataloader_num_workers", 0]
+    arguments += ["--cache_memory", 0]  # so that the image is still needed
     expected = train(tmp_path / "whole", *arguments)
     division = ["--per_device_train_batch_size", 4]
     process = begin(tmp_path / "run", *arguments, *division, processes=2, step=10)
@@ -330,7 +332,7 @@ def test_gradient_that_is_not_finite_stops_with_the_weights_before_it(data, tmp_
 
 def test_worker_that_dies_is_one_line(data, tmp_path):
     arguments = ["--output_dir", tmp_path / "run", *data, "--max_steps", 10**6, "--dataloader_num_workers", 2]
-    process = subprocess.Popen(command(*arguments), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    process = fork(*arguments)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (tmp_path / "run" / "checkpoint-10").exists():
         time.sleep(0.01)
