@@ -188,6 +188,7 @@ SCRIPTS = ("examples", "benchmarks")
 # Modules without a test file of their own.
 TESTED_ELSEWHERE = {
     "evaluation/evaluator.py": "a protocol and two dataclasses: tests/training/test_evaluations.py",
+    "evaluation/segmenter.py": "what it writes: tests/examples/test_segment.py",
     "training/task.py": "a protocol: tests/training/test_pretraining.py and test_classification.py",
     "benchmarks/scaling.py": "its tables: tests/training/test_flops.py",
     "benchmarks/unchanged.py": "two checkouts, minutes: run for every refactoring",

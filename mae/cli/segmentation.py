@@ -14,6 +14,7 @@ from configuration_mae import MAEConfig
 from mae.arguments.segmentation import MaskArguments, SegmentationFlags, SegmentationRecipe
 from mae.cli.data import describe_source, set_cache
 from mae.cli.model import build_model
+from mae.conversion.layouts import has_part
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights
@@ -206,6 +207,10 @@ def build_segmenter(
         "semantic_loss_ignore_index": IGNORED,
         "class_weights": choose_class_weights(flags.class_weights, data),
     }
+    # As in BEiT's code, which the paper uses for UPerNet, its blocks have no norm in common. A frozen encoder's last
+    # block needs one. A segmenter that training continues from keeps its own.
+    if weights is None or not has_part(weights.tensors, "decode_head"):
+        defaults["pooling"] = "mean" if flags.head == "upernet" else "cls"
     with configuration_errors(f"--segmentation_head {flags.head}: "):  # UPerNet needs four blocks
         model, report = build_model(flags, weights, MAEForSemanticSegmentation, defaults)
     recipe = flags.resolve(model.config)
