@@ -230,7 +230,8 @@ def scan_masks(masks: Masks, source: Source, what: str) -> MaskStatistics:
     """
     statistics, sizes = MaskStatistics(), iter(())
     if source.revision is None:
-        sizes = (image for group in range(len(source.group_sizes)) for image in source.read(group, 0))
+        groups = (group for group, size in enumerate(source.group_sizes) if size)
+        sizes = (image for group in groups for image in source.read(group, 0))
 
     def read(row: int, image: bytes | str | None) -> tuple[int, RawMask | None, str | None, tuple | None]:
         try:

@@ -360,7 +360,7 @@ def test_training_time_adds_up_all_lines():
         (MAEForPreTraining, {"num_channels": 5, "image_mean": [0.5] * 5, "image_std": [0.5] * 5}, 2),
         (MAEModel, {"num_channels": 5, "image_size": (32, 40)}, 2),
         (MAEForImageClassification, {"num_labels": 3}, 3),
-        (MAEForSemanticSegmentation, {"num_labels": 3}, 3),
+        (MAEForSemanticSegmentation, {"num_labels": 3}, 4),
         (MAEForSemanticSegmentation, {"num_labels": 3, "num_channels": 5, "image_size": (32, 40)}, 1),
         (MAEBackbone, {}, 4),
     ],
