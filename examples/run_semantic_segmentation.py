@@ -21,6 +21,7 @@ the code.
 from mae.arguments.segmentation import SegmentationArguments, SegmentationFlags
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
+from mae.utils.errors import UserError
 
 
 def main() -> None:
@@ -39,7 +40,8 @@ def main() -> None:
     from mae.training.setup import Training
 
     accelerator = make_accelerator(arguments, arguments.output_dir, arguments.trackers)
-
+    if accelerator.is_fsdp2:
+        raise UserError("Segmentation does not work with FSDP, because ranks evaluate images of other sizes. Use DDP.")
     minutes = arguments.data_retry_minutes
     weights = read_checkpoint(flags, minutes)
     channels = find_num_channels(flags, weights)

@@ -21,7 +21,15 @@ from tests.support.data import ROOT
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = ("run_mae", "run_image_classification", "run_knn", "extract_features", "convert_checkpoint")
+SCRIPTS = (
+    "run_mae",
+    "run_image_classification",
+    "run_semantic_segmentation",
+    "segment",
+    "run_knn",
+    "extract_features",
+)
+SCRIPTS += ("convert_checkpoint",)
 BANNED = (
     "wanted is|wanted are|is told|are told|goes on where|goes on from|of ours|of theirs|in the place of|anew|"
     "waited out|looked at|decoding process"

@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 # Flags that belong to the data that a recipe names: they do not fit other data.
 _DATA_FLAGS = ("dataset_name", "train_dir", "validation_dir", "dataset_config_name", "dataset_revision")
-_DATA_FLAGS += ("image_column_name", "label_column_name")
+_DATA_FLAGS += ("image_column_name", "label_column_name", "mask_column_name")
+_DATA_FLAGS += ("train_mask_dir", "validation_mask_dir", "id2label")
 # A flag on the command line -> what it replaces in a recipe, in addition to itself.
 _MODEL = ("model_size", "config_name", "config_overrides", "image_size", "patch_size")
 _REPLACED = {

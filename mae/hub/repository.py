@@ -41,7 +41,7 @@ _FIGURES = (CURVE_FILE, RECONSTRUCTION_FILE, CONFUSION_FILE, SEGMENTATION_FILE)
 _PUSHED_FILES = (*MODEL_FILES, CARD_FILE, *LOG_FILES, RESULTS_FILE, CLASSES_FILE, *_FIGURES)
 # Flags of a recipe that may hold paths.
 _PATH_FLAGS = ("dataset_name", "train_dir", "validation_dir", "model_name_or_path", "config_name")
-_PATH_FLAGS += ("image_processor_name", "cache_dir")
+_PATH_FLAGS += ("image_processor_name", "cache_dir", "train_mask_dir", "validation_mask_dir", "id2label")
 
 
 class Repository:
