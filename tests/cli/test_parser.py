@@ -13,6 +13,7 @@ from mae.arguments.flags import GROUPS, flags_of
 from mae.arguments.model import FeatureArguments
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import ClassificationArguments, PreTrainingArguments
+from mae.arguments.segmentation import SegmentationFlags
 from mae.cli.parser import parse_arguments
 from mae.hub.repository import _PATH_FLAGS
 from mae.utils.errors import UserError
@@ -158,9 +159,9 @@ def test_mistake_in_a_recipe_names_the_file(recipe, text, message):
     assert line.startswith(f"--recipe {argv[1]}") and message in line
 
 
-@pytest.mark.parametrize("kind", [PreTrainingRecipe, ClassificationFlags])
-def test_every_path_of_a_recipe_is_shortened_when_it_is_pushed(kind):
-    paths = {name for name, declared in flags_of(kind).items() if declared.is_path}
+def test_every_path_of_a_recipe_is_shortened_when_it_is_pushed():
+    kinds = (PreTrainingRecipe, ClassificationFlags, SegmentationFlags)
+    paths = {name for kind in kinds for name, declared in flags_of(kind).items() if declared.is_path}
     assert paths == set(_PATH_FLAGS)
 
 
