@@ -162,7 +162,7 @@ class ClassificationReport:
 
     def summary(self, run: RunDirectory, results: dict[str, Any]) -> str:
         use = "import mae; from transformers import pipeline; "
-        use += f"print(pipeline('image-classification', {json.dumps(str(run.path))})('photo.jpg'))"
+        use += f'print(pipeline("image-classification", {json.dumps(str(run.path))})("photo.jpg"))'
         files = {
             "curve": CURVE_FILE,
             "predictions": PREDICTIONS_FILE,
