@@ -180,7 +180,7 @@ Use it:
     def use(self, path: str) -> str:
         """A command that uses the model in a directory."""
         code = "import mae; from transformers import pipeline; "
-        code += f"print(pipeline('image-classification', {json.dumps(path)})('photo.jpg'))"
+        code += f'print(pipeline("image-classification", {json.dumps(path)})("photo.jpg"))'
         return f"python -c {shlex.quote(code)}"
 
 

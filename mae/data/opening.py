@@ -140,7 +140,12 @@ class _Dataset:
             # Asked here, because `datasets` takes a cached copy of any revision if the Hub does not answer.
             info = self._ask_the_hub()
             self.revision, self.repository = info.sha, info.id  # an old name leads to another one
-        builder = self._retry(lambda: self._builder(streaming))
+        try:
+            builder = self._retry(lambda: self._builder(streaming))
+        except UserError as error:
+            if not (self.on_the_hub and constants.HF_HUB_OFFLINE):
+                raise
+            raise self._or_mistyped_path(error) from error.__cause__
         self.files = {str(split): list(files) for split, files in (builder.config.data_files or {}).items()}
         splits = list(self.files) or list(map(str, builder.info.splits or ()))  # the latter for a downloaded copy
         open_split = self._opener(builder, streaming)
@@ -155,13 +160,16 @@ class _Dataset:
                 lambda: HfApi().dataset_info(self.name, revision=self.revision, timeout=_SECONDS), minutes
             )
         except UserError as error:
-            if minutes == self.retry_minutes and not near_path(self.name):
-                raise
-            cause = error.__cause__ or error
-            raise UserError(
-                f"--dataset_name {self.name} is neither a file nor a folder here{near_path(self.name)}, and cannot be "
-                f"opened from the Hub: {explain(cause)}"
-            ) from cause
+            raise self._or_mistyped_path(error) from error.__cause__
+
+    def _or_mistyped_path(self, error: UserError) -> UserError:
+        """The error of a name that the Hub does not give, with the nearest path if the name may be a path."""
+        if error.__cause__ is None or not may_be_a_path(self.name):
+            return error
+        return UserError(
+            f"--dataset_name {self.name} is neither a file nor a folder here{near_path(self.name)}, and cannot be "
+            f"opened from the Hub: {explain(error.__cause__)}"
+        )
 
     def _retry(self, function: Callable[[], Result], minutes: float | None = None) -> Result:
         minutes = self.retry_minutes if minutes is None else minutes
