@@ -75,6 +75,12 @@ class MaskArguments(TransferArguments):
         "feature_pyramid",
     )
 
+    dataset_name: str | None = _data(
+        None,
+        "Parquet data set with columns of images and masks: a name on the Hub, a folder, a file or a pattern of files.",
+        is_path=True,
+        default_words="none",
+    )
     train_mask_dir: str | None = _data(
         None,
         "Folder of the masks of --train_dir. Files have the names of their images, without the extension.",
