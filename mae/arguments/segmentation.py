@@ -77,7 +77,7 @@ class MaskArguments(TransferArguments):
 
     dataset_name: str | None = _data(
         None,
-        "Parquet data set with columns of images and masks: a name on the Hub, a folder, a file or a pattern of files.",
+        "Parquet data set with columns of images and masks: a name on the Hub, a folder, a file or a pattern.",
         is_path=True,
         default_words="none",
     )
