@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
+import torch
+
 
 IMPORTED = ["mae.cli.run", "mae.training.loop", "mae.training.pretraining", "mae.training.classification"]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -63,6 +65,7 @@ def _main(script, arguments, processes, environment, folder, output, errors) -> 
     for number, pipe in ((1, output), (2, errors)):
         os.dup2(pipe.fileno(), number)
         pipe.close()
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # which torch read when the server imported it
     multiprocessing.set_start_method(None, force=True)  # it is that of this process, and workers would have it too
     os.environ.clear()
     os.environ.update(environment)
