@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from mae.arguments.augmentation import CropArguments
 from mae.arguments.flags import (
     ABOVE_0,
     AT_LEAST_1,
@@ -79,7 +80,7 @@ AUGMENTATIONS = ("none", "crop", "randaugment")
 
 
 @dataclass
-class ProtocolArguments(TransferArguments):
+class ProtocolArguments(CropArguments, TransferArguments):
     """Flags of a classification run that do not depend on the model's size."""
 
     fields_set_elsewhere: ClassVar[tuple[str, ...]] = ("head_batch_norm",)
