@@ -8,6 +8,11 @@ from torchvision.transforms.v2 import functional as TF
 from mae.utils.errors import UserError
 
 
+def make_color_changes(color_jitter: float, grayscale_prob: float, num_channels: int) -> "ColorChanges | None":
+    """Changes of colours, or None if there are none."""
+    return ColorChanges(color_jitter, grayscale_prob, num_channels) if color_jitter or grayscale_prob else None
+
+
 class ColorChanges:
     """
     Change the colours of half of the images, and remove those of some. It draws from torch's default generator.
@@ -39,9 +44,6 @@ class ColorChanges:
             raise UserError(
                 f"--grayscale_prob needs images of 3 channels, not {num_channels}. Use --grayscale_prob 0."
             )
-
-    def __bool__(self) -> bool:
-        return self.jitter is not None or self.grayscale_prob > 0
 
     def __call__(self, pixels: Tensor) -> tuple[Tensor, tuple]:
         """An image `(C, H, W)` between 0 and 255 with other colours, and what was drawn, for the digest."""

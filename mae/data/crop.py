@@ -45,7 +45,7 @@ class Crop(NamedTuple):
 
     def drawn(self) -> tuple:
         """What the digest of a sample holds. It is the same as before there were turns if there is none."""
-        return tuple(self) if self.turns else self[:5]
+        return self if self.turns else self[:5]
 
 
 class RandomCrop:
@@ -60,8 +60,14 @@ class RandomCrop:
     """
 
     def __init__(self, options: CropOptions, size: Sequence[int]):
-        self.options = options
-        self.size = tuple(size)
+        self.size = list(size)
+        # Plain attributes, because this runs for every sample.
+        self.horizontal_flip = options.horizontal_flip
+        self.vertical_flip = options.vertical_flip
+        self.rot90 = options.rot90
+        self.keeps_scale = options.crop == "random"
+        # For the digest: what is drawn means other pixels with another kind of crop.
+        self.kind = () if options.crop == "random_resized" else (options.crop,)
         self.area = options.min_crop_area, options.max_crop_area
         self.ratios = options.min_crop_ratio, options.max_crop_ratio
         self.log_ratios = torch.log(torch.tensor(self.ratios)).tolist()
@@ -74,12 +80,10 @@ class RandomCrop:
 
     def draw(self, height: int, width: int, generator: torch.Generator) -> Crop:
         """Draw a box for an image of this height and width."""
-        options, turns = self.options, 0
-        if options.rot90:
-            turns = int(torch.randint(4, (), generator=generator))
+        turns = int(torch.randint(4, (), generator=generator)) if self.rot90 else 0
         box = self.draw_box(height, width, turns, generator)
-        flip = torch.rand((), generator=generator).item() < options.horizontal_flip
-        if options.vertical_flip and torch.rand((), generator=generator).item() < options.vertical_flip:
+        flip = torch.rand((), generator=generator).item() < self.horizontal_flip
+        if self.vertical_flip and torch.rand((), generator=generator).item() < self.vertical_flip:
             flip, turns = not flip, (turns + 2) % 4  # upside down is a half turn and a horizontal flip
         return Crop(*box, flip, turns)
 

@@ -10,7 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
-from mae.data.colors import ColorChanges
+from mae.data.colors import make_color_changes
 from mae.data.crop import Crop, CropOptions, RandomCrop, place, turned
 from mae.data.decoding import OpenImage, open_image
 from mae.data.stream import Sample
@@ -80,10 +80,7 @@ class PreTrainingTransform(ImageTransform):
         num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
         self.masking = f"{config.masking} {config.grid_size} {num_visible}"
         self.crop = RandomCrop(crop, self.size)
-        self.keeps_scale = crop.crop == "random"
-        self.colors = ColorChanges(color_jitter, grayscale_prob, config.num_channels)
-        # What is drawn means other pixels with these.
-        self.options = () if crop.crop == "random_resized" else (crop.crop,)
+        self.colors = make_color_changes(color_jitter, grayscale_prob, config.num_channels)
         self.color_options = color_jitter, grayscale_prob
 
     def blank(self) -> dict[str, Tensor]:
@@ -92,9 +89,9 @@ class PreTrainingTransform(ImageTransform):
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
         image, crop, noise = self.draw(sample)
         # The noise and the kind of masking stand for the mask, which is a function of both.
-        drawn = (*crop.drawn(), noise.numpy().tobytes(), self.masking, *self.options)
-        pixels = self.cut(image, crop, self.keeps_scale)
-        if self.colors:
+        drawn = (*crop.drawn(), noise.numpy().tobytes(), self.masking, *self.crop.kind)
+        pixels = self.cut(image, crop, self.crop.keeps_scale)
+        if self.colors is not None:
             seed = int.from_bytes(hash_key(sample.seed, "colors"), "big")
             with seeded(seed):
                 pixels, changes = self.colors(pixels)
@@ -145,7 +142,7 @@ class ClassificationTransform(EvaluationTransform):
     Args:
         labels: Labels of all rows of the source, as in [`Labels`].
         crop: How images are cropped and flipped; None for the crop of evaluation.
-        color_jitter, grayscale_prob: See [`ColorChanges`].
+        color_jitter, grayscale_prob: See [`ColorChanges`] in `mae.data.colors`.
         randaugment_magnitude: Magnitude of 10; None for no RandAugment.
         random_erasing: Probability that a box is filled with noise, per pixel of the normalised image.
     """
@@ -165,11 +162,9 @@ class ClassificationTransform(EvaluationTransform):
         super().__init__(config)
         self.labels = labels
         self.crop = self.randaugment = self.erasing = None
-        self.colors = ColorChanges(color_jitter, grayscale_prob, config.num_channels)
-        self.options = ()
+        self.colors = make_color_changes(color_jitter, grayscale_prob, config.num_channels)
         if crop is not None:
             self.crop = RandomCrop(crop, self.size)
-            self.options = () if crop.crop == "random_resized" else (crop.crop,)
         if randaugment_magnitude is not None:
             self.randaugment = self._make_randaugment(config, randaugment_magnitude)
         if random_erasing:
@@ -208,9 +203,9 @@ class ClassificationTransform(EvaluationTransform):
                 pixels = self.prepare(image)
             else:
                 crop = self.crop.draw(image.height, image.width, torch.default_generator)
-                pixels = self.cut(image, crop, self.crop.options.crop == "random")
-                drawn = (*crop.drawn(), *self.options)
-            if self.colors:
+                pixels = self.cut(image, crop, self.crop.keeps_scale)
+                drawn = (*crop.drawn(), *self.crop.kind)
+            if self.colors is not None:
                 pixels, changes = self.colors(pixels)
                 drawn = (*drawn, *changes)
             if self.randaugment is not None:

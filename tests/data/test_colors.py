@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from mae.data.colors import ColorChanges
+from mae.data.colors import ColorChanges, make_color_changes
 from mae.utils.errors import UserError
 
 
@@ -30,7 +30,7 @@ def test_colors_are_torchvisions(dtype):
 def test_no_changes_draw_nothing():
     changes, pixels = ColorChanges(0, 0, 5), torch.rand(5, 4, 4)
     torch.manual_seed(3)
-    assert not changes and changes(pixels) == (pixels, (False,))
+    assert make_color_changes(0, 0, 5) is None and changes(pixels) == (pixels, (False,))
     assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(3))
 
 
