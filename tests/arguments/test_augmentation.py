@@ -5,7 +5,10 @@ import pytest
 from configuration_mae import MAEConfig
 from mae.arguments.classification import ClassificationFlags
 from mae.arguments.recipes import PreTrainingRecipe, recipe_identity
+from mae.arguments.run import PreTrainingArguments
+from mae.cli.parser import parse_arguments
 from mae.utils.errors import UserError
+from tests.support.data import ROOT
 
 
 CHANGES = {
@@ -42,7 +45,16 @@ def test_values_without_a_meaning_are_refused(values, message):
 def test_classification_takes_the_same_flags():
     flags = ClassificationFlags(model_name_or_path="a", crop="random", vertical_flip=0.5)
     recipe = flags.resolve(MAEConfig())
-    assert (recipe.crop, recipe.vertical_flip, recipe.min_crop_area) == ("random", 0.5, 0.08)
+    # Without an area, so that the file that a run writes is a recipe again.
+    assert (recipe.crop, recipe.vertical_flip, recipe.min_crop_area) == ("random", 0.5, None)
+    assert ClassificationFlags(model_name_or_path="a").resolve(MAEConfig()).min_crop_area == 0.08
     assert recipe.augmentation_set() == ["vertical_flip", "crop"]
     with pytest.raises(UserError, match="--min_crop_area 0.3 is for"):
         ClassificationFlags(model_name_or_path="a", crop="random", min_crop_area=0.3)
+
+
+def test_crop_on_the_command_line_replaces_the_box_of_a_recipe():
+    """The recipe for radiographs has areas and ratios of random resized crops."""
+    argv = ["--recipe", str(ROOT / "examples" / "recipes" / "radiograph.yaml"), "--crop", "random"]
+    recipe, _ = parse_arguments(PreTrainingRecipe, PreTrainingArguments, description="", argv=argv)
+    assert recipe.augmentation_set() == ["horizontal_flip", "crop", "color_jitter"] and recipe.min_crop_area == 0.2
