@@ -5,7 +5,6 @@ from pathlib import Path
 
 from mae.arguments.run import PreviewArguments
 from mae.data.dataset import SampleDataset
-from mae.evaluation.views import save_views
 from mae.training.task import Task
 from mae.utils.distributed import on_main_process
 from mae.utils.errors import UserError
@@ -21,6 +20,8 @@ def preview_augmentation(task: Task, seed: int, arguments: PreviewArguments) -> 
     Raises:
         UserError: if it cannot be written, no image can be read, or a task trains on features without augmentation.
     """
+    from mae.evaluation.views import save_views  # imports matplotlib, which training need not wait for
+
     path = Path(arguments.preview_augmentation)
     # Asked first, because features of all images take long.
     if getattr(task, "features", None) is not None:
