@@ -16,11 +16,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 try:
     from .attention_mae import MAEAttention
     from .configuration_mae import MAEConfig, to_pair
+    from .patches_mae import resample_prediction, resample_projection
 except ImportError:
     if __package__:
         raise
     from attention_mae import MAEAttention
     from configuration_mae import MAEConfig, to_pair
+    from patches_mae import resample_prediction, resample_projection
 
 
 # Positions
@@ -112,6 +114,12 @@ class MAEPatchEmbeddings(nn.Module):
             return F.linear(pixel_values, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
         return self.proj(pixel_values).flatten(2).transpose(1, 2)
 
+    def resize_patches(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> None:
+        """Resample the projection to another patch size."""
+        weight = resample_projection(self.proj.weight, new_size)
+        self.proj.weight = nn.Parameter(weight, requires_grad=self.proj.weight.requires_grad)
+        self.proj.kernel_size = self.proj.stride = new_size
+
 
 class MAEDecoder(nn.Module):
     """
@@ -149,3 +157,10 @@ class MAEDecoder(nn.Module):
         for block in self.blocks:
             hidden_states, _ = block(hidden_states)
         return self.pred(self.norm(hidden_states[:, 1 + num_skipped :]))
+
+    def resize_patches(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> None:
+        """Resample the prediction to another patch size."""
+        for name, values in list(self.pred.named_parameters()):
+            resampled = resample_prediction(values, old_size, new_size)
+            setattr(self.pred, name, nn.Parameter(resampled, requires_grad=values.requires_grad))
+        self.pred.out_features = len(self.pred.weight)

@@ -56,6 +56,7 @@ try:
         normalize,
         num_visible_patches,
         patchify,
+        resize_patches,
         take_patches,
     )
 except ImportError:
@@ -74,6 +75,7 @@ except ImportError:
         normalize,
         num_visible_patches,
         patchify,
+        resize_patches,
         take_patches,
     )
 
@@ -149,13 +151,13 @@ class MAEReconstructionOutput(ModelOutput):
 
 def _own_size_first(name_or_path, config, kwargs) -> tuple:
     """
-    Return the `config` and `kwargs` that load a checkpoint at its own patch grid, and the image size to resize it to.
-    This is `None` if no size is requested or the checkpoint has no configuration. The requested `image_size` and
+    Return the `config` and `kwargs` that load a checkpoint at its own sizes, and the requested image and patch size,
+    or `None` if no size is requested or the checkpoint has no configuration. The requested `image_size` and
     `patch_size` are in `kwargs`, or in `config`, where `AutoModel` puts them.
     """
     config, kwargs = copy.deepcopy(config), dict(kwargs)
     sizes = {name: kwargs.pop(name, getattr(config, name, None)) for name in ("image_size", "patch_size")}
-    own_config, image_size = {}, None
+    own_config, requested = {}, None
     if name_or_path is not None and any(sizes.values()):
         hub_kwargs = {**kwargs, "trust_remote_code": None}  # get_config_dict would warn about True
         try:
@@ -164,16 +166,14 @@ def _own_size_first(name_or_path, config, kwargs) -> tuple:
             pass  # the checkpoint has weights only, which must fit the given configuration
     if own_config:
         own = {name: own_config.get(name, getattr(MAEConfig, name)) for name in sizes}
-        sizes = {name: size or own[name] for name, size in sizes.items()}
-        image_size = sizes["image_size"]
-        grid = [side // patch for side, patch in zip(to_pair(own["image_size"]), to_pair(own["patch_size"]))]
-        sizes["image_size"] = tuple(count * side for count, side in zip(grid, to_pair(sizes["patch_size"])))
+        requested = [size or own[name] for name, size in sizes.items()]
+        sizes = own
     sizes = {name: size for name, size in sizes.items() if size}
     if isinstance(config, PreTrainedConfig):  # remote code has an MAEConfig class of its own
         config.update(sizes)
     else:
         kwargs |= sizes
-    return config, kwargs, image_size
+    return config, kwargs, requested
 
 
 def _other_parts(*own: str) -> list[str]:
@@ -273,12 +273,18 @@ class MAEPreTrainedModel(PreTrainedModel):
         return ids
 
     @torch.no_grad()
-    def resize_positions(self, image_size: int | tuple[int, int]) -> None:
-        """Resample the position tables for images of another size in pixels, and set `config.image_size`."""
-        config = copy.deepcopy(self.config)
+    def resize_positions(self, image_size: int | tuple[int, int], patch_size=None) -> None:
+        """
+        Resample the position tables for images of another size in pixels and, with another `patch_size`, the patch
+        projections. Set both in the configuration.
+        """
+        config, old_patch = copy.deepcopy(self.config), to_pair(self.config.patch_size)
         config.image_size = image_size if isinstance(image_size, int) else tuple(image_size)
+        config.patch_size = patch_size or config.patch_size
         config.validate()
-        self.config.image_size = config.image_size
+        self.config.image_size, self.config.patch_size = config.image_size, config.patch_size
+        if (new_patch := to_pair(config.patch_size)) != old_patch:
+            resize_patches(self, old_patch, new_patch)
         for module in self._position_owners():
             table = resample_positions(module.pos_embed, module.grid_size, config.grid_size)
             module.pos_embed = nn.Parameter(table.clone(), requires_grad=module.pos_embed.requires_grad)
@@ -288,14 +294,13 @@ class MAEPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         Load a model like [`PreTrainedModel.from_pretrained`], with fixed position tables frozen. `image_size=…` and
-        `patch_size=…`, or a `config` with other sizes, resample the position tables. Another patch size also needs
-        `ignore_mismatched_sizes=True`, because its projections are newly initialised.
+        `patch_size=…`, or a `config` with other sizes, resample the position tables and patch projections.
         """
-        config, kwargs, image_size = _own_size_first(pretrained_model_name_or_path, config, kwargs)
+        config, kwargs, sizes = _own_size_first(pretrained_model_name_or_path, config, kwargs)
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if image_size is not None:
-            model.resize_positions(image_size)
+        if sizes is not None:
+            model.resize_positions(*sizes)
         model._set_positions_trainable()  # transformers makes every parameter trainable
         return loaded
 

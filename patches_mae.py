@@ -7,13 +7,15 @@ patches in an image and P the number of values in a patch.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 
 try:
@@ -22,6 +24,8 @@ except ImportError:
     if __package__:
         raise
     from configuration_mae import to_pair
+
+logger = logging.get_logger(__name__)
 
 
 class MaskedPatches(NamedTuple):
@@ -226,3 +230,40 @@ def mask_from_noise(
     ids_restore = invert(ids_shuffle)
     mask = (ids_restore >= num_visible).float()
     return ids_shuffle[:, :num_visible], mask, ids_restore
+
+
+# Patch projections at another patch size
+
+
+def _resize_matrix(old_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """The matrix `(new values, old values)` that resizes one channel of a patch: bicubic, with antialiasing."""
+    basis = torch.eye(old_size[0] * old_size[1], device="cpu").unflatten(1, tuple(old_size))[:, None]
+    return F.interpolate(basis, tuple(new_size), mode="bicubic", align_corners=False, antialias=True).flatten(1).T
+
+
+def resample_projection(weight: Tensor, new_size: Sequence[int]) -> Tensor:
+    """
+    Resample the patch projection `(D, C, height, width)` to another patch size by the pseudo-inverse of a resize
+    (FlexiViT, arXiv 2212.08013), in float32. To larger patches, resized images then give the same tokens.
+    """
+    matrix = torch.linalg.pinv(_resize_matrix(weight.shape[2:], new_size)).to(weight.device)
+    return (weight.flatten(2).float() @ matrix).unflatten(2, tuple(new_size)).to(weight.dtype)
+
+
+def resample_prediction(values: Tensor, old_size: Sequence[int], new_size: Sequence[int]) -> Tensor:
+    """
+    Resample the weight `(P, D)` or bias `(P,)` of the decoder's prediction to another patch size, in float32. It then
+    predicts what it predicted before, resized.
+    """
+    matrix = _resize_matrix(old_size, new_size).to(values.device)
+    values_of_channels = values.float().unflatten(0, (matrix.shape[1], -1)).flatten(1)  # the channel is last
+    return (matrix @ values_of_channels).reshape(-1, *values.shape[1:]).to(values.dtype)
+
+
+def resize_patches(model: nn.Module, old_size: tuple[int, int], new_size: tuple[int, int]) -> None:
+    """Resample the patch projection and the prediction of a model to another patch size, and log it."""
+    for module in model.modules():
+        if hasattr(module, "resize_patches"):
+            module.resize_patches(old_size, new_size)
+    sizes = [f"{height} x {width}" for height, width in (old_size, new_size)]
+    logger.warning(f"Patch projections were resampled from patches of {sizes[0]} pixels to {sizes[1]}.")

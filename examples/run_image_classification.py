@@ -28,6 +28,7 @@ def main() -> None:
     with quick_imports():
         from mae.cli.data import data_name, open_labelled_splits
         from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
+        from mae.cli.preview import preview_augmentation
         from mae.cli.report import ClassificationReport
         from mae.cli.run import run_training
         from mae.data.loader import choose_num_workers
@@ -60,8 +61,10 @@ def main() -> None:
     if uses_frozen_features(recipe):
         features = FrozenFeatures(model, source, accelerator, "training", *loading, arguments.tf32)
         validation_features = FrozenFeatures(model, validation, accelerator, "validation", *loading, arguments.tf32)
-    accuracy = AccuracyEvaluator(validation, validation_labels, arguments.eval_steps, *loading, validation_features)
     task = Classification(model, source, labels, recipe, arguments, features)
+    if arguments.preview_augmentation is not None:
+        return preview_augmentation(task, recipe.seed, arguments)
+    accuracy = AccuracyEvaluator(validation, validation_labels, arguments.eval_steps, *loading, validation_features)
     training = Training(task, recipe, arguments, accelerator, [accuracy])
     report = ClassificationReport(training, len(labels.names), len(validation_labels.values))
     run_training(training, report, data_name(recipe, source.revision), [found, measured, *notes])

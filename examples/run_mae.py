@@ -30,6 +30,7 @@ def main() -> None:
     with quick_imports():
         from mae.cli.data import data_name, open_splits
         from mae.cli.model import build_model, choose_statistics, read_checkpoint
+        from mae.cli.preview import preview_augmentation
         from mae.cli.report import PreTrainingReport
         from mae.cli.run import run_training
         from mae.data.loader import choose_num_workers
@@ -50,6 +51,9 @@ def main() -> None:
     num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
+    task = PreTraining(model, source, recipe)
+    if arguments.preview_augmentation is not None:
+        return preview_augmentation(task, recipe.seed, arguments)
 
     minutes, batch_size = arguments.data_retry_minutes, arguments.per_device_train_batch_size
     reconstruction = ReconstructionEvaluator(
@@ -65,7 +69,7 @@ def main() -> None:
         sizes = arguments.knn_epochs, recipe.seed, batch_size, num_workers, minutes
         evaluators.append(make_neighbours(source, held_out, *sizes, column))
 
-    training = Training(PreTraining(model, source, recipe), recipe, arguments, accelerator, evaluators)
+    training = Training(task, recipe, arguments, accelerator, evaluators)
     report = PreTrainingReport(training, len(reconstruction.images) if held_out else None)
     run_training(training, report, data_name(recipe, source.revision), [found, measured, *notes])
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from mae.arguments.augmentation import CropArguments
 from mae.arguments.flags import (
     ABOVE_0,
     AT_LEAST_1,
@@ -79,7 +80,7 @@ AUGMENTATIONS = ("none", "crop", "randaugment")
 
 
 @dataclass
-class ProtocolArguments(TransferArguments):
+class ProtocolArguments(CropArguments, TransferArguments):
     """Flags of a classification run that do not depend on the model's size."""
 
     fields_set_elsewhere: ClassVar[tuple[str, ...]] = ("head_batch_norm",)
@@ -189,7 +190,9 @@ class ClassificationFlags(ProtocolArguments):
         paper = _FROM_SCRATCH if self.from_scratch else PROTOCOLS[self.protocol]
         if self.augmentation == "none":
             paper = paper | {"random_erasing": 0.0}
-        return ClassificationRecipe(**fill_in(self, paper | {"min_crop_area": 0.08}, config))
+        if self.crop == "random_resized":
+            paper = paper | {"min_crop_area": 0.08}
+        return ClassificationRecipe(**fill_in(self, paper, config))
 
 
 @dataclass(kw_only=True)
@@ -197,7 +200,7 @@ class ClassificationRecipe(ProtocolArguments, Recipe):
     """What changes the results of training a classifier, for a model of a known size: no value is left open."""
 
     augmentation: str
-    min_crop_area: float
+    min_crop_area: float | None
     random_erasing: float
     mixup_alpha: float
     cutmix_alpha: float

@@ -60,6 +60,8 @@ class Flag:
         default_words: How --help names the default, if the value does not say it.
         is_path: Whether "~" at its start stands for the user's home.
         rule: What the value must be if it is not None.
+        only_if_set: Whether a run's identity holds the value only if it is not the default, so that runs that were
+            started before there was the flag can be resumed.
     """
 
     changes_results: bool = True
@@ -67,6 +69,7 @@ class Flag:
     default_words: str | None = None
     is_path: bool = False
     rule: Rule | None = None
+    only_if_set: bool = False
 
 
 def flag(
@@ -90,6 +93,12 @@ def flag(
 def flags_of(arguments: Any) -> dict[str, Flag]:
     """The flags of a dataclass or of its instance, by name."""
     return {item.name: item.metadata.get("flag", Flag()) for item in fields(arguments)}
+
+
+def differs_from_default(arguments: Any, name: str) -> bool:
+    """Whether a flag has a default and another value."""
+    default = arguments.__dataclass_fields__[name].default
+    return default is not MISSING and getattr(arguments, name) != default
 
 
 def check_values(arguments: Any) -> None:

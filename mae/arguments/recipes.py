@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from mae.arguments.augmentation import CropArguments
 from mae.arguments.flags import (
+    ABOVE_0,
     AT_LEAST_1,
     BELOW_1,
     DATA,
@@ -20,6 +22,7 @@ from mae.arguments.flags import (
     POSITIVE,
     REGULARISATION,
     SCHEDULE,
+    differs_from_default,
     flag,
     flags_of,
 )
@@ -69,6 +72,7 @@ class CommonRecipe(ModelArguments):
     warmup_steps: int | None = _schedule(
         None,
         "Number of optimizer steps of linear warm-up, used instead of --warmup_epochs.",
+        only_if_set=True,
         default_words="none",
         rule=NOT_NEGATIVE,
     )
@@ -85,6 +89,7 @@ class CommonRecipe(ModelArguments):
         1,
         "Number of samples of each image in a batch, each with its own crop, flip and mask (repeated augmentation). "
         "The image is decoded once for all of them. It must divide --per_device_train_batch_size.",
+        only_if_set=True,
         group=DATA,
         rule=AT_LEAST_1,
     )
@@ -131,7 +136,7 @@ class Recipe(CommonRecipe):
 
 
 @dataclass
-class PreTrainingRecipe(Recipe):
+class PreTrainingRecipe(CropArguments, Recipe):
     """Flags that change the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
 
     mask_ratio: float | None = _model(
@@ -141,6 +146,9 @@ class PreTrainingRecipe(Recipe):
         None,
         "Normalise the target pixels within each patch (Table 1d).",
         default_words="the model's, which is off from scratch",
+    )
+    min_crop_area: float = _regularisation(
+        0.2, "Smallest share of an image that a random crop takes.", only_if_set=True, rule=ABOVE_0
     )
     max_train_samples: int | None = flag(  # the fingerprint of the data changes with it
         None,
@@ -156,16 +164,10 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """
     The values that belong to the identity of a run: those of the flags that change results by themselves.
 
-    With --max_steps the number of epochs has no effect. --warmup_steps and --views_per_image are in it only if they
-    have an effect, so that runs that were started before there were these flags can be resumed.
+    With --max_steps the number of epochs has no effect.
     """
     left_out = {"num_train_epochs"} if recipe.max_steps > 0 else set()
-    if recipe.warmup_steps is None:
-        left_out.add("warmup_steps")
-    if recipe.views_per_image == 1:
-        left_out.add("views_per_image")
-    return {
-        name: getattr(recipe, name)
-        for name, declared in flags_of(recipe).items()
-        if declared.changes_results and name not in left_out
-    }
+    for name, declared in flags_of(recipe).items():
+        if not declared.changes_results or (declared.only_if_set and not differs_from_default(recipe, name)):
+            left_out.add(name)
+    return {name: getattr(recipe, name) for name in flags_of(recipe) if name not in left_out}

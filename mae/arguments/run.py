@@ -13,6 +13,7 @@ from mae.arguments.flags import (
     HUB,
     NOT_NEGATIVE,
     POSITIVE,
+    REGULARISATION,
     Arguments,
     Rule,
     flag,
@@ -139,7 +140,22 @@ class RunArguments(HardwareArguments):
 
 
 @dataclass
-class PreTrainingArguments(RunArguments):
+class PreviewArguments(RunArguments):
+    """The flag that shows what augmentation does."""
+
+    preview_augmentation: str | None = flag(
+        None,
+        "PNG file to draw an image and eight views of it to, instead of training.",
+        changes_results=False,
+        group=REGULARISATION,
+        default_words="none",
+        is_path=True,
+        rule=Rule("must end in .png", lambda path: path.lower().endswith(".png")),
+    )
+
+
+@dataclass
+class PreTrainingArguments(PreviewArguments):
     """Flags of a pre-training run that do not change its results."""
 
     knn_epochs: float | None = _evaluation(
@@ -156,7 +172,7 @@ class PreTrainingArguments(RunArguments):
 
 
 @dataclass
-class ClassificationArguments(RunArguments):
+class ClassificationArguments(PreviewArguments):
     """Flags of a classification run that do not change its results."""
 
     output_dir: str = _files(

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
+from mae.arguments.augmentation import FlipArguments
 from mae.arguments.flags import (
     ABOVE_0,
     AT_LEAST_1,
@@ -65,7 +66,7 @@ _RECIPES = {"finetune": _FINE_TUNING, "partial": _FINE_TUNING, "linear": _LINEAR
 
 
 @dataclass
-class MaskArguments(TransferArguments):
+class MaskArguments(FlipArguments, TransferArguments):
     """Flags of a segmentation run that do not depend on the model's size: masks, classes, crops."""
 
     fields_set_elsewhere: ClassVar[tuple[str, ...]] = (
@@ -126,10 +127,6 @@ class MaskArguments(TransferArguments):
     )
     max_scale: float = _regularisation(
         2.0, "Largest factor by which images are resized before they are cropped.", rule=POSITIVE
-    )
-    horizontal_flip: bool = _regularisation(True, "Flip half of the crops.")
-    rot90: bool = _regularisation(
-        False, "Turn crops by multiples of 90 degrees, for images without an upright direction."
     )
 
     def check(self) -> None:

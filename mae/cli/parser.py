@@ -33,6 +33,7 @@ _REPLACED = {
     "model_name_or_path": ("model_revision", *_MODEL),
     "config_name": ("model_name_or_path", "model_revision", *_MODEL),
     "model_size": ("config_name", "config_overrides"),
+    "crop": ("min_crop_area", "max_crop_area", "min_crop_ratio", "max_crop_ratio"),
     "base_learning_rate": ("learning_rate",),
     "num_train_epochs": ("max_steps",),
     "warmup_epochs": ("warmup_ratio", "warmup_steps"),

@@ -18,6 +18,7 @@ from configuration_mae import MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate
 from mae.conversion.config import check_overrides, class_names, config_type, make_config, own_fields, target_fields
 from mae.conversion.layouts import DENSE_PARTS, LAYOUTS, has_part, num_unknown, spelling_of, to_native
+from mae.conversion.patches import resample
 from mae.conversion.report import LoadReport, fold_blocks
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError, first_line
@@ -40,8 +41,6 @@ _ENCODER_TENSORS = {
     "mae.blocks.0.mlp.fc1.weight": 2,
 }
 _DECODER_TENSORS = {"decoder.mask_token": 3, "decoder.blocks.0.mlp.fc1.weight": 2}
-# Tensors that depend on the size of a patch.
-_OF_PATCHES = ("mae.patch_embed.proj.", "decoder.pred.")
 # Parts of a checkpoint that a model may leave out.
 _CLASSIFIER = ("head.", "head_norm.", "fc_norm.")
 _LEFT_OUT = {
@@ -114,9 +113,9 @@ def load_checkpoint(
         retry_minutes: How long network errors are retried.
         overrides:
             Fields of the configuration. If the checkpoint has no configuration, they give the settings that no tensor
-            tells (heads, `norm_pix_loss`). Another `image_size` resamples the positions. Another `patch_size`
-            initialises new patch projections; another number or other names of labels, a new classifier or
-            segmentation head.
+            tells (heads, `norm_pix_loss`). Another `image_size` resamples the positions, another `patch_size` the
+            patch projections too. Another number or other names of labels initialise a new classifier or segmentation
+            head.
 
     Returns:
         The model, in evaluation mode, and a report of what was found.
@@ -249,12 +248,17 @@ def _read_names(weights: Weights, layout: str) -> tuple[dict[str, Tensor], list[
 def _adapt(
     state: dict[str, Tensor], own: MAEConfig, target: MAEConfig, inflate_channels: str | None, report: LoadReport
 ) -> dict[str, Tensor]:
-    """Inflate channels, and drop the tensors that do not fit the target, which are then newly initialised."""
-    if to_pair(target.patch_size) != to_pair(own.patch_size):
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(_OF_PATCHES)}
-    elif target.num_channels != own.num_channels:
+    """
+    Inflate channels and resample patches, and drop the tensors that do not fit the target, which are then newly
+    initialised.
+    """
+    if target.num_channels != own.num_channels:
         state = inflate(state, own.num_channels, target.num_channels, inflate_channels)
         report.changed.append(f"{own.num_channels} channels inflated to {target.num_channels} ({inflate_channels})")
+    if (old := to_pair(own.patch_size)) != (new := to_pair(target.patch_size)):
+        state = resample(state, old, new)
+        sizes = [f"{height} x {width}" for height, width in (old, new)]
+        report.changed.append(f"patch projections resampled from {sizes[0]} to {sizes[1]} pixels (pseudo-inverse)")
     names = class_names(own), class_names(target)
     same_classes = target.num_labels == own.num_labels and (None in names or names[0] == names[1])
     if has_part(state, "head") and not (same_classes and target.head_batch_norm == own.head_batch_norm):
@@ -306,7 +310,7 @@ def _account(
     if model_class is MAEModel:
         expected = {f"mae.{name}": tensor for name, tensor in expected.items()}
     # Parts that a checkpoint of another model lacks, or that were dropped because they do not fit the target.
-    may_be_new = ["decoder.", *_CLASSIFIER, *DENSE_PARTS, *_OF_PATCHES]
+    may_be_new = ["decoder.", *_CLASSIFIER, *DENSE_PARTS]
     if model_class is MAEForPreTraining:
         may_be_new.append("mae.norm.")
     may_be_new = [part for part in may_be_new if not has_part(state, part[:-1])]

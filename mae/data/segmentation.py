@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig
+from mae.data.colors import ColorChanges
+from mae.data.crop import place, turned
 from mae.data.decoding import OpenImage, open_image
 from mae.data.mask_rows import Masks
 from mae.data.masks import IGNORED, MaskCoding
@@ -30,17 +30,18 @@ class Augmentation:
 
     Args:
         min_scale, max_scale: Range of the factor by which an image is resized before it is cropped.
-        horizontal_flip: Whether half of the crops are flipped.
+        horizontal_flip, vertical_flip: Probabilities that a crop is flipped.
         rot90: Whether crops are turned by a multiple of 90 degrees.
-        color_jitter: Strength of changes of brightness, contrast, saturation and hue. 1 is that of mmsegmentation's
-            PhotoMetricDistortion, 0 disables them.
+        color_jitter, grayscale_prob: See [`ColorChanges`].
     """
 
     min_scale: float = 0.5
     max_scale: float = 2.0
-    horizontal_flip: bool = True
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
     rot90: bool = False
     color_jitter: float = 1.0
+    grayscale_prob: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -114,35 +115,18 @@ class SegmentationTransform(MaskedImageTransform):
         self.augmentation = augmentation
         mean = config.image_mean or [0.5] * config.num_channels
         self.fill = 255 * torch.tensor(mean).view(-1, 1, 1)
-        self.jitter = None
-        if strength := augmentation.color_jitter:
-            if config.num_channels not in (1, 3):
-                raise UserError(
-                    f"--color_jitter needs images of 1 or 3 channels, not {config.num_channels}. Use --color_jitter 0."
-                )
-            self.jitter = v2.ColorJitter(
-                brightness=min(strength * 32 / 255, 1),
-                contrast=min(0.5 * strength, 1),
-                saturation=min(0.5 * strength, 1),
-                hue=min(strength * 18 / 360, 0.5),
-            )
+        self.colors = ColorChanges(augmentation.color_jitter, augmentation.grayscale_prob, config.num_channels)
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
         image, mask = self.open(sample)
         with seeded(sample.seed):
             crop = self.draw(mask)
-            is_jittered = self.jitter is not None and bool(torch.rand(()) < 0.5)
             pixels = image.decode_crop(crop.top, crop.left, crop.height, crop.width, list(crop.size))
-            if is_jittered:
-                pixels = self._jitter(pixels)
-        labels = place(cut_mask(mask, crop)[None], crop, self.size, torch.full((1, 1, 1), IGNORED))[0]
+            pixels, changes = self.colors(pixels)
+        placed = crop.offset, crop.turns, crop.flip
+        labels = place(cut_mask(mask, crop)[None], self.size, torch.full((1, 1, 1), IGNORED), *placed)[0]
         fill = self.fill if pixels.is_floating_point() else self.fill.round()
-        return {"pixel_values": place(pixels, crop, self.size, fill), "labels": labels}, (repr(crop), is_jittered)
-
-    def _jitter(self, pixels: Tensor) -> Tensor:
-        if not pixels.is_floating_point():
-            return self.jitter(pixels)
-        return self.jitter(pixels / 255) * 255  # torchvision takes floats in [0, 1]
+        return {"pixel_values": place(pixels, self.size, fill, *placed), "labels": labels}, (repr(crop), *changes)
 
     def draw(self, mask: np.ndarray) -> MaskedCrop:
         """Draw a crop; again if one class covers most of it."""
@@ -159,10 +143,12 @@ class SegmentationTransform(MaskedImageTransform):
         drawn = torch.rand(6).tolist()
         scale = options.min_scale + (options.max_scale - options.min_scale) * drawn[0]
         turns = int(4 * drawn[1]) if options.rot90 else 0
-        rows, columns = self.size if turns % 2 == 0 else self.size[::-1]
+        rows, columns = turned(self.size, turns)
         top, box_height, out_height, row = _cut_side(height, rows, scale, drawn[2])
         left, box_width, out_width, column = _cut_side(width, columns, scale, drawn[3])
-        flip = options.horizontal_flip and drawn[4] < 0.5
+        flip = drawn[4] < options.horizontal_flip
+        if drawn[5] < options.vertical_flip:  # upside down is a half turn and a horizontal flip
+            flip, turns = not flip, (turns + 2) % 4
         return MaskedCrop(top, left, box_height, box_width, (out_height, out_width), (row, column), turns, flip)
 
 
@@ -186,15 +172,3 @@ def cut_mask(mask: np.ndarray, crop: MaskedCrop) -> Tensor:
     box = torch.from_numpy(mask[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width])
     # torchvision resizes a tv_tensors.Mask by "nearest", half a pixel away from the image.
     return F.interpolate(box[None, None], crop.size, mode="nearest-exact")[0, 0]
-
-
-def place(pixels: Tensor, crop: MaskedCrop, size: list[int], fill: Tensor) -> Tensor:
-    """Put resized pixels `(C, h, w)` into an output of a size, filled up by `(C, 1, 1)`, then turn and flip it."""
-    size = size if crop.turns % 2 == 0 else size[::-1]
-    if list(crop.size) != size:
-        whole = fill.to(pixels.dtype).repeat(1, *size)
-        (top, left), (height, width) = crop.offset, crop.size
-        whole[:, top : top + height, left : left + width] = pixels
-        pixels = whole
-    pixels = torch.rot90(pixels, crop.turns, (1, 2)) if crop.turns else pixels
-    return (TF.horizontal_flip(pixels) if crop.flip else pixels).contiguous()

@@ -10,10 +10,12 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
-from mae.data.crop import Crop, RandomCrop
+from mae.data.colors import make_color_changes
+from mae.data.crop import Crop, CropOptions, RandomCrop, place, turned
 from mae.data.decoding import OpenImage, open_image
 from mae.data.stream import Sample
 from mae.utils.errors import UserError
+from mae.utils.hashing import hash_key
 from modeling_mae import make_image_processor, num_visible_patches
 
 
@@ -35,29 +37,51 @@ class ImageTransform:
         # Plain attributes, because looking one up in a configuration takes a hundred times as long.
         self.num_channels = config.num_channels
         self.size = list(to_pair(config.image_size))
+        mean = config.image_mean or [0.5] * config.num_channels
+        self.fill = 255 * torch.tensor(mean).view(-1, 1, 1)  # the mean colour, for what is outside of an image
 
     def blank(self) -> dict[str, Tensor]:
         return {"pixel_values": torch.zeros(self.num_channels, *self.size, dtype=torch.uint8)}
 
-    def cut(self, image: OpenImage, crop: Crop) -> Tensor:
-        """A crop, resized to the model's size, and flipped if asked."""
-        *box, flip = crop
-        pixels = image.decode_crop(*box, size=self.size)
-        return pixels.flip(-1) if flip else pixels
+    def cut(self, image: OpenImage, crop: Crop, keeps_scale: bool = False) -> Tensor:
+        """
+        A crop, resized to the model's size, turned and flipped if asked.
+
+        Args:
+            keeps_scale: Whether the crop is put into the middle instead, surrounded by the mean colour.
+        """
+        *box, flip, turns = crop
+        if not (turns or keeps_scale):
+            pixels = image.decode_crop(*box, size=self.size)
+            return pixels.flip(-1) if flip else pixels
+        whole = turned(self.size, turns)
+        size = [crop.height, crop.width] if keeps_scale else whole
+        pixels = image.decode_crop(*box, size=size)
+        fill = self.fill if pixels.is_floating_point() else self.fill.round()
+        offset = (whole[0] - size[0]) // 2, (whole[1] - size[1]) // 2
+        return place(pixels, self.size, fill, offset, turns, flip)
 
 
 class PreTrainingTransform(ImageTransform):
     """
-    Transform of pre-training (Section 4.2): a random resized crop of 20 to 100 % of the image, a flip, and the noise
-    that the mask is computed from.
+    Transform of pre-training (Section 4.2): a random resized crop of 20 to 100 % of the image and a flip, unless other
+    augmentation is asked for, and the noise that the mask is computed from.
     """
 
-    def __init__(self, config: MAEConfig):
+    def __init__(
+        self,
+        config: MAEConfig,
+        crop: CropOptions = CropOptions(),  # noqa: B008, it is frozen
+        color_jitter: float = 0.0,
+        grayscale_prob: float = 0.0,
+    ):
         super().__init__(config)
         self.num_patches = config.num_patches
         num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
         self.masking = f"{config.masking} {config.grid_size} {num_visible}"
-        self.crop = RandomCrop(min_area=0.2)
+        self.crop = RandomCrop(crop, self.size)
+        self.colors = make_color_changes(color_jitter, grayscale_prob, config.num_channels)
+        self.color_options = color_jitter, grayscale_prob
 
     def blank(self) -> dict[str, Tensor]:
         return super().blank() | {"noise": torch.linspace(0, 1, self.num_patches)}
@@ -65,8 +89,14 @@ class PreTrainingTransform(ImageTransform):
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
         image, crop, noise = self.draw(sample)
         # The noise and the kind of masking stand for the mask, which is a function of both.
-        drawn = (*crop, noise.numpy().tobytes(), self.masking)
-        return {"pixel_values": self.cut(image, crop), "noise": noise}, drawn
+        drawn = (*crop.drawn(), noise.numpy().tobytes(), self.masking, *self.crop.kind)
+        pixels = self.cut(image, crop, self.crop.keeps_scale)
+        if self.colors is not None:
+            seed = int.from_bytes(hash_key(sample.seed, "colors"), "big")
+            with seeded(seed):
+                pixels, changes = self.colors(pixels)
+            drawn = (*drawn, seed, *self.color_options, *changes)
+        return {"pixel_values": pixels, "noise": noise}, drawn
 
     def draw(self, sample: Sample) -> tuple[OpenImage, Crop, Tensor]:
         """Draw all that is random of a sample: the box of the crop, whether it is flipped, and the noise."""
@@ -111,7 +141,8 @@ class ClassificationTransform(EvaluationTransform):
 
     Args:
         labels: Labels of all rows of the source, as in [`Labels`].
-        min_crop_area: Smallest share of an image that a crop takes; None for the crop of evaluation.
+        crop: How images are cropped and flipped; None for the crop of evaluation.
+        color_jitter, grayscale_prob: See [`ColorChanges`] in `mae.data.colors`.
         randaugment_magnitude: Magnitude of 10; None for no RandAugment.
         random_erasing: Probability that a box is filled with noise, per pixel of the normalised image.
     """
@@ -122,15 +153,18 @@ class ClassificationTransform(EvaluationTransform):
         self,
         config: MAEConfig,
         labels: np.ndarray,
-        min_crop_area: float | None = None,
+        crop: CropOptions | None = None,
         randaugment_magnitude: float | None = None,
         random_erasing: float = 0,
+        color_jitter: float = 0.0,
+        grayscale_prob: float = 0.0,
     ):
         super().__init__(config)
         self.labels = labels
         self.crop = self.randaugment = self.erasing = None
-        if min_crop_area is not None:
-            self.crop = RandomCrop(min_crop_area)
+        self.colors = make_color_changes(color_jitter, grayscale_prob, config.num_channels)
+        if crop is not None:
+            self.crop = RandomCrop(crop, self.size)
         if randaugment_magnitude is not None:
             self.randaugment = self._make_randaugment(config, randaugment_magnitude)
         if random_erasing:
@@ -168,8 +202,12 @@ class ClassificationTransform(EvaluationTransform):
             if self.crop is None:
                 pixels = self.prepare(image)
             else:
-                drawn = self.crop.draw(image.height, image.width, torch.default_generator)
-                pixels = self.cut(image, drawn)
+                crop = self.crop.draw(image.height, image.width, torch.default_generator)
+                pixels = self.cut(image, crop, self.crop.keeps_scale)
+                drawn = (*crop.drawn(), *self.crop.kind)
+            if self.colors is not None:
+                pixels, changes = self.colors(pixels)
+                drawn = (*drawn, *changes)
             if self.randaugment is not None:
                 # As a Pillow image, because torchvision cannot rotate a tensor with bicubic interpolation.
                 picture = TF.to_pil_image(pixels.round().to(torch.uint8))

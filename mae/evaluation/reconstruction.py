@@ -96,7 +96,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     """
     transform = EvaluationTransform(config)
     images, num_tried, reason = [], 0, ""
-    for data in itertools.islice(_rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
+    for data in itertools.islice(rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
         num_tried += 1
         try:
             image = EncodedImage(data, config.num_channels)
@@ -110,7 +110,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     return torch.stack(images)
 
 
-def _rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: float) -> Iterator[bytes | str]:
+def rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: float) -> Iterator[bytes | str]:
     """Rows of groups in a fixed random order: one of each group in turn, from several groups at once."""
     groups = permutation(len(source.group_sizes), seed, "evaluation")
     groups = [int(group) for group in groups if source.group_sizes[group]]

@@ -5,6 +5,7 @@ linear probe on frozen features.
 
 import logging
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torchvision.transforms import v2
 from mae.arguments.classification import ClassificationRecipe
 from mae.arguments.run import RunArguments
 from mae.data.batch import Batch
+from mae.data.crop import CropOptions
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.labels import Labels
 from mae.data.sources import Source
@@ -73,6 +75,10 @@ class Classification:
         self.mix = v2.RandomChoice(mixes) if mixes else None
         if uses_frozen_features(recipe) and (self.mix is not None or recipe.random_erasing):
             raise UserError("--augmentation none excludes --mixup_alpha, --cutmix_alpha and --random_erasing.")
+        if recipe.augmentation == "none" and (names := recipe.augmentation_set()):
+            raise UserError(
+                f"--augmentation none excludes --{names[0]} {getattr(recipe, names[0])}. Use --augmentation crop."
+            )
         if recipe.augmentation == "none" and recipe.views_per_image > 1:
             raise UserError(
                 f"--augmentation none gives --views_per_image {recipe.views_per_image} equal views. Leave one of them "
@@ -90,13 +96,17 @@ class Classification:
             if found is None:
                 return None
             return FeatureDataset(found.outputs["features"], found.rows, self.labels.values, found.skipped)
-        crops = recipe.augmentation != "none"
+        crop = None
+        if recipe.augmentation != "none":
+            crop = CropOptions(**{item.name: getattr(recipe, item.name) for item in fields(CropOptions)})
         transform = ClassificationTransform(
             self.model.config,
             self.labels.values,
-            min_crop_area=recipe.min_crop_area if crops else None,
+            crop=crop,
             randaugment_magnitude=recipe.randaugment_magnitude if recipe.augmentation == "randaugment" else None,
             random_erasing=recipe.random_erasing,
+            color_jitter=recipe.color_jitter,
+            grayscale_prob=recipe.grayscale_prob,
         )
         return SampleDataset(transform)
 

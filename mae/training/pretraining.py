@@ -1,6 +1,7 @@
 """Masked pre-training (Section 3), as a task."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.data.batch import Batch
+from mae.data.crop import CropOptions
 from mae.data.dataset import SampleDataset
 from mae.data.normalization import model_inputs
 from mae.data.sources import Source
@@ -43,7 +45,9 @@ class PreTraining:
         self.flops_per_image = training_flops(model.config)
 
     def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset:
-        return SampleDataset(PreTrainingTransform(self.model.config))
+        recipe = self.recipe
+        crop = CropOptions(**{item.name: getattr(recipe, item.name) for item in fields(CropOptions)})
+        return SampleDataset(PreTrainingTransform(self.model.config, crop, recipe.color_jitter, recipe.grayscale_prob))
 
     def optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe

@@ -1,6 +1,7 @@
 """Semantic segmentation on an encoder (Section 5, Appendix A.4), as a task."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -61,8 +62,7 @@ class Segmentation:
 
     def dataset(self, should_stop: Callable[[], bool]) -> SampleDataset:
         recipe = self.recipe
-        names = ("min_scale", "max_scale", "horizontal_flip", "rot90", "color_jitter")
-        augmentation = Augmentation(**{name: getattr(recipe, name) for name in names})
+        augmentation = Augmentation(**{item.name: getattr(recipe, item.name) for item in fields(Augmentation)})
         return SampleDataset(SegmentationTransform(self.model.config, self.masks, self.coding, augmentation))
 
     def optimizer(self) -> torch.optim.Optimizer:

@@ -20,7 +20,7 @@ def test_fine_tuning_has_the_values_for_ade20k():
     assert recipe.num_train_epochs == 100 and SegmentationArguments().per_device_train_batch_size == 16
     assert recipe.base_learning_rate * 16 / 256 == pytest.approx(1e-4)
     assert (recipe.layer_decay, recipe.drop_path_rate, recipe.weight_decay) == (0.65, 0.1, 0.05)
-    assert (recipe.min_scale, recipe.max_scale, recipe.horizontal_flip, recipe.rot90) == (0.5, 2.0, True, False)
+    assert (recipe.min_scale, recipe.max_scale, recipe.horizontal_flip, recipe.rot90) == (0.5, 2.0, 0.5, False)
     assert recipe.segmentation_head == "upernet" and recipe.color_jitter == 1
     assert resolve("large").layer_decay == 0.75 and resolve("huge").drop_path_rate == 0.3
 

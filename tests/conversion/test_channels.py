@@ -17,10 +17,10 @@ def test_other_channels_need_a_choice(tmp_path):
         load_checkpoint(tmp_path, num_channels=1, inflate_channels="max")
     with pytest.raises(UserError, match="nothing to do"):
         load_checkpoint(tmp_path, inflate_channels="mean")
-    # Patch projections that are newly initialised need no inflation.
-    model, report = load_checkpoint(tmp_path, num_channels=1, patch_size=4)
-    assert model.config.image_mean is None and "inflated" not in str(report)
-    assert "newly initialised: mae.patch_embed (2 tensors); decoder.pred (2 tensors)" in str(report)
+    with pytest.raises(UserError, match="3 channels, not 1"):
+        load_checkpoint(tmp_path, num_channels=1, patch_size=4)
+    model, report = load_checkpoint(tmp_path, num_channels=1, patch_size=4, inflate_channels="mean")
+    assert model.mae.patch_embed.proj.weight.shape == (24, 1, 4, 4) and not report.new
 
 
 def test_inflating_to_three_channels_keeps_images_unnormalised(tmp_path):

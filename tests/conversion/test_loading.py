@@ -201,21 +201,20 @@ def test_another_image_size_resamples_the_positions(layout, size, tmp_path):
     assert_close(resized.mae.pos_embed[0, 1:], grid[0].flatten(1).T, 1e-6)
 
 
-def test_another_patch_size_initialises_new_projections(tmp_path):
+def test_another_patch_size_resamples_the_projections(tmp_path):
     model = make_model_of_kind("pretraining")
     model.save_pretrained(tmp_path)
     other, report = load_checkpoint(tmp_path, patch_size=4)
-    new = {"mae.patch_embed.proj.weight", "mae.patch_embed.proj.bias", "decoder.pred.weight", "decoder.pred.bias"}
-    assert set(report.new) == new and "positions resampled from 4 x 4 to 8 x 8" in str(report)
+    new = {"mae.patch_embed.proj.weight", "decoder.pred.weight", "decoder.pred.bias"}
+    assert not report.new and "positions resampled from 4 x 4 to 8 x 8" in str(report)
+    assert "patch projections resampled from 8 x 8 to 4 x 4 pixels" in str(report)
     assert other.config.image_size == 32 and other.mae.patch_embed.proj.weight.shape == (24, 3, 4, 4)
     state, old = other.state_dict(), model.state_dict()
     assert all(torch.equal(state[name], old[name]) for name in state if name not in new and "pos_embed" not in name)
     for cls in (MAEForPreTraining, AutoModelForPreTraining):
-        expected = cls.from_pretrained(tmp_path, patch_size=4, ignore_mismatched_sizes=True)
-        assert torch.equal(expected.mae.pos_embed, other.mae.pos_embed)
-        assert torch.equal(expected.decoder.pos_embed, other.decoder.pos_embed)
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            cls.from_pretrained(tmp_path, patch_size=4)
+        expected = cls.from_pretrained(tmp_path, patch_size=4)
+        assert_same_state(expected, other)
+        assert (expected.config.image_size, expected.config.patch_size) == (32, 4)
     assert other(torch.randn(1, 3, 32, 32)).logits.shape == (1, 64, 48)
 
 

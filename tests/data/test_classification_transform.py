@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from configuration_mae import MAEConfig
+from mae.data.crop import CropOptions
 from mae.data.dataset import SampleDataset
 from mae.data.normalization import normalize
 from mae.data.stream import Sample
@@ -25,7 +26,7 @@ def sample(data, seed=1, index=3):
 
 def test_examples_are_functions_of_the_sample(emoji_bytes):
     config = MAEConfig(**SIZES, image_mean=[0.5] * 3, image_std=[0.25] * 3)
-    options = {"min_crop_area": 0.08, "randaugment_magnitude": 9, "random_erasing": 0.25}
+    options = {"crop": CropOptions(min_crop_area=0.08), "randaugment_magnitude": 9, "random_erasing": 0.25}
     views = []
     for _ in range(2):
         torch.manual_seed(len(views))  # of no account

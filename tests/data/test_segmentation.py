@@ -74,7 +74,7 @@ def test_mask_is_resized_to_the_nearest_pixel_of_the_same_grid(pairs):
     mask = np.random.default_rng(0).integers(0, 3, (16, 16)).astype(np.uint8)
     source, masks = pairs(mask)
     for factor in (2.0, 0.5):
-        options = Augmentation(factor, factor, horizontal_flip=False, color_jitter=0)
+        options = Augmentation(factor, factor, horizontal_flip=0, color_jitter=0)
         transform = SegmentationTransform(config(int(16 * factor)), masks, CODING, options)
         crop = transform.draw(mask)
         assert (crop.top, crop.left, crop.height, crop.width) == (0, 0, 16, 16)

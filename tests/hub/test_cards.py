@@ -34,7 +34,11 @@ from modeling_mae import (
 from tests.support.data import ROOT
 
 
-RECIPE = {"adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.05, "seed": 42}
+AUGMENTATION = {
+    "crop": "random_resized", "min_crop_area": 0.2, "max_crop_area": 1.0, "horizontal_flip": 0.5, "vertical_flip": 0.0,
+    "rot90": False, "color_jitter": 0.0, "grayscale_prob": 0.0,
+}  # fmt: skip
+RECIPE = {"adam_beta1": 0.9, "adam_beta2": 0.95, "weight_decay": 0.05, "seed": 42} | AUGMENTATION
 CLASSIFICATION = RECIPE | {
     "protocol": "finetune", "num_trainable_blocks": 1, "layer_decay": 0.65, "drop_path_rate": 0.1,
     "label_smoothing_factor": 0.0, "augmentation": "randaugment", "randaugment_magnitude": 9.0,
@@ -255,6 +259,22 @@ def test_run_card_lists_data_hardware_speed_and_losses():
     assert row(card, "Loss, training, last logged step") == "0.5000"
     assert row(card, "Loss, 50 validation images, fixed masks") == "0.4567"
     assert "](reconstruction.png)" in card and "](loss_curve.png)" in card and "@article{he2021masked" in card
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({}, "random resized crop (0.2 to 1 of the area), horizontal flip"),
+        ({"crop": "none", "horizontal_flip": 0}, "whole image"),
+        (
+            {"crop": "random", "vertical_flip": 0.5, "rot90": True, "color_jitter": 0.5, "grayscale_prob": 0.2},
+            "random crop without a change of scale, horizontal flip, vertical flip, turns by 90 degrees, "
+            "colour jitter 0.5, grey with probability 0.2",
+        ),
+    ],
+)
+def test_card_says_how_images_were_augmented(changes, words):
+    assert row(make_pretraining_card(recipe=RECIPE | changes), "Augmentation") == words
 
 
 def test_run_card_shows_only_the_options_that_were_used():
