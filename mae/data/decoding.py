@@ -167,8 +167,7 @@ class EncodedImage(OpenImage):
             picture.draft(picture.mode, (picture.width // reduction, picture.height // reduction))
         picture = ImageOps.exif_transpose(picture)
         if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = on_white(picture)
         picture = _to_8_bits(picture, self.picture.format)
         return np.atleast_3d(np.array(picture.convert("L" if self.num_channels == 1 else "RGB")))
 
@@ -200,6 +199,12 @@ def open_image(image: bytes | str | OpenImage, num_channels: int = 3) -> OpenIma
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
     """Decode a whole image, see [`EncodedImage`]."""
     return EncodedImage(data, num_channels).decode()
+
+
+def on_white(picture: Image.Image) -> Image.Image:
+    """A transparent picture on white."""
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 
 def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:

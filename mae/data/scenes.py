@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 from PIL import Image
 
-from mae.data.decoding import EncodedImage, max_pixels, to_range_of_8_bits
+from mae.data.decoding import EncodedImage, max_pixels, on_white, to_range_of_8_bits
 from mae.utils.errors import UserError
 
 
@@ -24,6 +24,7 @@ from mae.utils.errors import UserError
 MAX_DECODED_BYTES = 512 * 2**20
 _RGB, _BLACK_IS_0 = 2, 1
 _ORIENTATION = 274
+_ALPHA = 2  # not multiplied into the colours
 
 
 class Scene(ABC):
@@ -103,9 +104,10 @@ class TiffScene(Scene):
         page, dtype = pages[0], pages[0].dtype
         same = all((other.shape, other.dtype) == (page.shape, dtype) for other in pages)
         if self.num_channels in (1, 3):  # the pixels that Pillow would decode
-            plain = (samples == 3 and page.photometric == _RGB and self.num_channels == 3 and dtype == np.uint8) or (
-                samples == 1 and page.photometric == _BLACK_IS_0 and dtype in (np.uint8, np.uint16)
-            )
+            alpha = samples == 4 and page.extrasamples == (_ALPHA,)
+            colour = self.num_channels == 3 and dtype == np.uint8 and page.photometric == _RGB
+            grey = samples == 1 and page.photometric == _BLACK_IS_0 and dtype in (np.uint8, np.uint16)
+            plain = grey or (colour and (samples == 3 or alpha))
             orientation = page.tags.get(_ORIENTATION)
             plain = plain and (orientation is None or orientation.value == 1)
         else:
@@ -126,6 +128,8 @@ class TiffScene(Scene):
             return window
         if window.dtype == np.uint16:  # as the decoder scales a whole image of 16 bits
             window = ((window.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if window.shape[2] == 4:
+            return np.array(on_white(Image.fromarray(window)).convert("RGB"))
         return np.repeat(window, 3, -1) if window.shape[2] < self.num_channels else window
 
     def _read_map(self, number: int, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -214,8 +218,9 @@ def open_scene(path: str, num_channels: int) -> Scene:
     limit = max_pixels()
     if limit is not None and (size := _picture_size(path)) and prod(size) > limit:
         raise UserError(
-            f"{path} has {size[0]:,} x {size[1]:,} pixels and cannot be read by window. Install tifffile and "
-            "imagecodecs if it is a TIFF file; otherwise convert it to a tiled TIFF (gdal_translate -co TILED=YES)."
+            f"{path} has {size[0]:,} x {size[1]:,} pixels and cannot be read by window. Convert it to a tiled TIFF of 8 "
+            "bits, RGB or grey (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE), and install tifffile; other "
+            "compressions also need imagecodecs."
         )
     return WholeScene(path, num_channels)
 

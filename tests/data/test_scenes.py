@@ -97,3 +97,12 @@ def test_whole_images_that_are_kept_are_bounded(tmp_path, monkeypatch):
     for name in ("c.png", "e.png", "c.png"):
         open_scene(str(tmp_path / name), 3).pixels(0, 0, 8, 8)
         assert list(scenes.WholeScene.kept) == [str(tmp_path / name)]
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+def test_window_of_a_transparent_tiff_has_the_pixels_of_the_decoder(tmp_path, kind):
+    path, array = str(tmp_path / "x.tif"), noise(50, 60, 4)
+    tifffile.imwrite(path, array, tile=(16, 16), photometric="rgb", extrasamples=[kind], compression="zlib")
+    whole = EncodedImage(path, 3).pixels()
+    assert isinstance(open_scene(path, 3), scenes.TiffScene) == (kind == "unassalpha")
+    np.testing.assert_array_equal(open_scene(path, 3).pixels(8, 7, 30, 20), whole[8:38, 7:27])
