@@ -127,7 +127,7 @@ class EncodedImage(OpenImage):
     @explained
     def __init__(self, data: bytes | str, num_channels: int = 3):
         if isinstance(data, str):
-            _check_array_size(data)
+            _check_npy_file(data)
             with open(data, "rb") as file:
                 data = file.read()
         self.data = data
@@ -221,15 +221,20 @@ def max_pixels() -> int | None:
     return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
 
 
-def _check_array_size(path: str) -> None:
+def _check_npy_file(path: str) -> None:
     """Refuse an array that is too large from its header, before it is read."""
     with open(path, "rb") as file:
         if file.read(len(_NPY)) != _NPY:
             return
-    shape, limit = np.load(path, mmap_mode="r", allow_pickle=False).shape, max_pixels()
-    pixels = math.prod(sorted(shape)[-2:])  # the channels are fewer than the sides
-    if limit is not None and pixels > limit:
-        raise DecodingError(f"An array of shape {shape} has more than {limit:,} pixels. {TILES_ADVICE}")
+    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    _check_pixels(*sorted(shape)[-2:])  # the channels are fewer than the sides
+
+
+def _check_pixels(*sides: int) -> None:
+    limit = max_pixels()
+    if limit is not None and math.prod(sides) > limit:
+        size = " x ".join(f"{side:,}" for side in sides)
+        raise DecodingError(f"An array of {size} pixels is above the limit of {limit:,}. {TILES_ADVICE}")
 
 
 def _read_array(data: bytes, num_channels: int) -> np.ndarray:
@@ -242,7 +247,9 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
         except ImportError:
             raise UserError("TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile") from None
         try:
-            array = tifffile.imread(io.BytesIO(data))
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                _check_pixels(tiff.pages[0].imagelength, tiff.pages[0].imagewidth)
+                array = tiff.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise UserError(f"A TIFF file needs another package ({error}): pip install imagecodecs") from None

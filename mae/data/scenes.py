@@ -218,8 +218,8 @@ def open_scene(path: str, num_channels: int) -> Scene:
     limit = max_pixels()
     if limit is not None and (size := _picture_size(path)) and prod(size) > limit:
         raise UserError(
-            f"{path} has {size[0]:,} x {size[1]:,} pixels and cannot be read by window. Convert it to a tiled TIFF of 8 "
-            "bits, RGB or grey (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE), and install tifffile; other "
+            f"{path} has {size[0]:,} x {size[1]:,} pixels and cannot be read by window. Convert it to a tiled TIFF of "
+            "8 bits, RGB or grey (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE), and install tifffile; other "
             "compressions also need imagecodecs."
         )
     return WholeScene(path, num_channels)

@@ -150,18 +150,24 @@ def test_broken_images_are_rows_and_broken_tiles_are_named(folder):
     assert ("a.tif (x=98, y=68)", 19) in reasons and "ends within" in reasons["a.tif (x=98, y=68)", 19]
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.npy"])
-def test_image_above_the_limit_is_refused_with_advice(tmp_path, monkeypatch, name):
-    array = noise(64, 64, 3)
-    np.save(tmp_path / name, array) if name == "x.npy" else Image.fromarray(array).save(tmp_path / name)
+@pytest.mark.parametrize("name, channels", [("x.png", 3), ("x.npy", 3), ("x.npy", 5), ("x.tif", 3), ("x.tif", 5)])
+def test_image_above_the_limit_is_refused_with_advice(tmp_path, monkeypatch, name, channels):
+    array = noise(64, 64, channels)
+    if name == "x.npy":
+        np.save(tmp_path / name, array)
+    elif name == "x.tif":
+        photometric = "rgb" if channels == 3 else "minisblack"
+        tifffile.imwrite(tmp_path / name, array, tile=(16, 16), photometric=photometric, planarconfig="contig")
+    else:
+        Image.fromarray(array).save(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(DecodingError, match="--tile_size 512"):
-        EncodedImage(str(tmp_path / name))
-    if name == "x.npy":
-        assert len(tiled(tmp_path)) == 4
-    else:
+        EncodedImage(str(tmp_path / name), channels)
+    if name == "x.png":
         with pytest.raises(UserError, match="64 x 64.*gdal_translate"):
             tiled(tmp_path)
+    else:
+        assert len(tiled(tmp_path, channels=channels)) == 4
 
 
 def test_tile_waits_in_few_bytes():
