@@ -27,6 +27,7 @@ from mae.arguments.flags import (
     flags_of,
 )
 from mae.arguments.model import ModelArguments
+from mae.arguments.tiles import TileArguments
 from mae.utils.errors import UserError
 
 
@@ -136,7 +137,7 @@ class Recipe(CommonRecipe):
 
 
 @dataclass
-class PreTrainingRecipe(CropArguments, Recipe):
+class PreTrainingRecipe(TileArguments, CropArguments, Recipe):
     """Flags that change the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
 
     mask_ratio: float | None = _model(

@@ -11,11 +11,12 @@ from huggingface_hub import constants
 from mae.arguments.classification import ProtocolArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.model import FeatureArguments
-from mae.data.folders import open_folder
+from mae.data.folders import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset
 from mae.data.sources import Source
 from mae.data.subsets import CachedSource, hold_out, take_rows
+from mae.data.tiles import Tiling, cut_source
 from mae.utils.errors import UserError
 from mae.utils.hashing import permutation
 
@@ -100,9 +101,9 @@ def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple
     """The training images, and the data's own images for validation unless --train_val_split replaces them."""
     set_cache(data.cache_dir)
     if data.train_dir is not None:
-        train, validation = open_folder(data.train_dir, "--train_dir", num_channels), None
+        train, validation = _open_folder(data, "train_dir", num_channels), None
         if data.validation_dir is not None:
-            validation = open_folder(data.validation_dir, "--validation_dir", num_channels)
+            validation = _open_folder(data, "validation_dir", num_channels)
     else:
         # A test split is used for validation, unless images are held out for it.
         splits = ("validation", "test") if data.train_val_split is None else ("validation",)
@@ -118,6 +119,19 @@ def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple
     if validation is not None and data.train_val_split is not None:
         logger.info("Note: --train_val_split has no effect, because the data has validation images.")
     return train, validation
+
+
+def _open_folder(data: DataArguments, name: str, num_channels: int) -> Source:
+    """The image files of the folder that a flag names, cut into tiles if flags ask for it."""
+    folder, flag = getattr(data, name), f"--{name}"
+    size = getattr(data, "tile_size", None)
+    if size is None:
+        return open_folder(folder, flag, num_channels)
+    tiling = Tiling(size, data.tile_overlap, data.max_empty_share)
+    extensions = ARRAY_EXTENSIONS if num_channels not in (1, 3) else IMAGE_EXTENSIONS | {".npy"}
+    files = open_folder(folder, flag, num_channels, extensions)
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "mae_tiles"
+    return cut_source(files, tiling, num_channels, cache, f"{flag} {folder}")
 
 
 def _sample(source: Source, labels: Labels, count: int | None, seed: int, purpose: str) -> LabelledSource:

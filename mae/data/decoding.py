@@ -6,6 +6,7 @@ files, NumPy decodes `.npy` files, and tifffile decodes TIFF files with other th
 """
 
 import io
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import wraps
@@ -28,6 +29,7 @@ except ImportError:
 Result = TypeVar("Result")
 # JPEGs with at least so many pixels are decoded at a fraction of their size if the crop allows it.
 LARGE_PIXELS = 12_000_000
+TILES_ADVICE = "Pass --tile_size 512 to use tiles of it."
 _NPY = b"\x93NUMPY"
 _TIFF = (b"II*\0", b"MM\0*")
 _JPEG = b"\xff\xd8"
@@ -37,7 +39,7 @@ class DecodingError(ValueError):
     """An image that cannot be decoded; the message starts with the kind of the decoder's own error."""
 
 
-def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
+def explained(function: Callable[..., Result]) -> Callable[..., Result]:
     """Turn any error of a decoder into a `DecodingError`: broken files end in errors of many kinds."""
 
     @wraps(function)
@@ -46,6 +48,8 @@ def _explained(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(*args, **kwargs)
         except (DecodingError, UserError):  # a missing package is no fault of the image
             raise
+        except Image.DecompressionBombError as error:
+            raise DecodingError(f"{type(error).__name__}: {first_line(error)} {TILES_ADVICE}") from error
         except Exception as error:
             raise DecodingError(f"{type(error).__name__}: {first_line(error)}") from error
 
@@ -120,9 +124,10 @@ class EncodedImage(OpenImage):
         UserError: if the package that reads it is not installed.
     """
 
-    @_explained
+    @explained
     def __init__(self, data: bytes | str, num_channels: int = 3):
         if isinstance(data, str):
+            _check_npy_file(data)
             with open(data, "rb") as file:
                 data = file.read()
         self.data = data
@@ -145,14 +150,14 @@ class EncodedImage(OpenImage):
         if num_channels not in (1, 3):
             raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
 
-    @_explained
+    @explained
     def pixels(self, reduction: int = 1) -> np.ndarray:
         """
         Decode it, see [`OpenImage`]. The EXIF orientation is applied, transparent pixels are on white, and an
         animation gives its first frame.
         """
         if self.array is not None:
-            return _to_range_of_8_bits(self.array)
+            return to_range_of_8_bits(self.array)
         if self.data.startswith(_JPEG) and decode_jpeg is not None and reduction == 1:
             mode = ImageReadMode.GRAY if self.num_channels == 1 else ImageReadMode.RGB
             data = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
@@ -162,8 +167,7 @@ class EncodedImage(OpenImage):
             picture.draft(picture.mode, (picture.width // reduction, picture.height // reduction))
         picture = ImageOps.exif_transpose(picture)
         if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            picture = on_white(picture)
         picture = _to_8_bits(picture, self.picture.format)
         return np.atleast_3d(np.array(picture.convert("L" if self.num_channels == 1 else "RGB")))
 
@@ -197,6 +201,12 @@ def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
     return EncodedImage(data, num_channels).decode()
 
 
+def on_white(picture: Image.Image) -> Image.Image:
+    """A transparent picture on white."""
+    picture = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+
+
 def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
     """Scale 16 bits to 8; Pillow's own conversion would cut values off at 255."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and format in ("PNG", "PPM")):
@@ -204,6 +214,27 @@ def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise ValueError(f"{format} with pixels of mode {picture.mode}, whose range is not known")
     return picture
+
+
+def max_pixels() -> int | None:
+    """Pillow's limit, which also holds for arrays; None if a program has removed it."""
+    return None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _check_npy_file(path: str) -> None:
+    """Refuse an array that is too large from its header, before it is read."""
+    with open(path, "rb") as file:
+        if file.read(len(_NPY)) != _NPY:
+            return
+    shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+    _check_pixels(*sorted(shape)[-2:])  # the channels are fewer than the sides
+
+
+def _check_pixels(*sides: int) -> None:
+    limit = max_pixels()
+    if limit is not None and math.prod(sides) > limit:
+        size = " x ".join(f"{side:,}" for side in sides)
+        raise DecodingError(f"An array of {size} pixels is above the limit of {limit:,}. {TILES_ADVICE}")
 
 
 def _read_array(data: bytes, num_channels: int) -> np.ndarray:
@@ -216,7 +247,9 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
         except ImportError:
             raise UserError("TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile") from None
         try:
-            array = tifffile.imread(io.BytesIO(data))
+            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+                _check_pixels(tiff.pages[0].imagelength, tiff.pages[0].imagewidth)
+                array = tiff.asarray()
         except ValueError as error:
             if "imagecodecs" in str(error):
                 raise UserError(f"A TIFF file needs another package ({error}): pip install imagecodecs") from None
@@ -230,7 +263,7 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
     return array
 
 
-def _to_range_of_8_bits(array: np.ndarray) -> np.ndarray:
+def to_range_of_8_bits(array: np.ndarray) -> np.ndarray:
     """Scale (H, W, C) of uint8, uint16 or floats in [0, 1] to the range of 8 bits, with a plane per channel."""
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 257

@@ -17,6 +17,9 @@ from mae.utils.text import listed
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 # For images with another number of channels than 1 and 3.
 ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
+# Bytes from which on a file is known by pieces of its content.
+LARGE_FILE = 256 * 2**20
+_PIECE = 2**20
 # Names of folders that hold a split, and are no classes.
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 # Folders that systems add: archives of macOS, thumbnails of Synology, recycle bins. Hidden ones start with a dot.
@@ -64,7 +67,7 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
         if importlib.util.find_spec("tifffile") is None:
             raise UserError(f"{flag} {folder} holds TIFF files with {num_channels} channels: pip install tifffile")
     # Sizes alone say little about arrays, which are often all of one size.
-    sampled = [Path(files[index[row][0]]).read_bytes() for row in sample_rows(len(index))]
+    sampled = [_content(files[index[row][0]]) for row in sample_rows(len(index))]
     notes = [f"{flag} {folder}: {'; '.join(listing.left_out())}."] if listing.left_out() else []
     splits = {name.split("/")[0] for name in files}
     if len(splits) > 1 and {name.lower() for name in splits} <= SPLIT_NAMES:
@@ -84,6 +87,19 @@ def is_run(folder: str) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(identity, dict) and {"recipe", "data", "model"} <= set(identity)
+
+
+def _content(path: str) -> bytes:
+    """The bytes of a file; of a scene that might not fit in memory its start, its middle and its end."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if size <= LARGE_FILE:
+            return file.read()
+        pieces = []
+        for place in (0, size // 2, size - _PIECE):
+            file.seek(place)
+            pieces.append(file.read(_PIECE))
+        return b"".join(pieces)
 
 
 def _is_hidden(name: str) -> bool:

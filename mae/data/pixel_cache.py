@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae.data.decoding import EncodedImage, OpenImage
+from mae.data.decoding import OpenImage, open_image
 from mae.data.sources import Source, View
 from mae.utils.memory import available_memory
 
@@ -258,12 +258,12 @@ class CachedRows(View):
 class SharedImage(OpenImage):
     """An image that is decoded once for all its samples and, with a cache that has room for it, for all epochs."""
 
-    def __init__(self, data: bytes | str, row: int, cache: PixelCache | None):
+    def __init__(self, data: bytes | str | OpenImage, row: int, cache: PixelCache | None):
         self.data = data
         self.row = row
         self.cache = cache
         self._size: Size | None = None
-        self._encoded: EncodedImage | None = None
+        self._encoded: OpenImage | None = None
         self._pixels: dict[int, np.ndarray] = {}
 
     def open(self, num_channels: int) -> "SharedImage":
@@ -279,7 +279,7 @@ class SharedImage(OpenImage):
             if found is not None:
                 reduction, self._pixels[reduction], self._size = found
             else:
-                image = self._encoded = EncodedImage(self.data, num_channels)
+                image = self._encoded = open_image(self.data, num_channels)
                 self._size = Size(image.height, image.width, image.is_large)
             self.height, self.width, self.is_large = self._size
         return self
@@ -291,7 +291,7 @@ class SharedImage(OpenImage):
         return self._pixels[reduction]
 
     def _decode(self, reduction: int) -> np.ndarray:
-        image, self._encoded = self._encoded or EncodedImage(self.data, self.num_channels), None
+        image, self._encoded = self._encoded or open_image(self.data, self.num_channels), None
         pixels = image.pixels(reduction)
         if self.cache is not None:
             self.cache.put(self.row, reduction, pixels, self._size)

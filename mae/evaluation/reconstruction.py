@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from configuration_mae import MAEConfig
-from mae.data.decoding import DecodingError, EncodedImage
+from mae.data.decoding import DecodingError, open_image
 from mae.data.normalization import model_inputs
 from mae.data.sources import Source
 from mae.data.transforms import EvaluationTransform
@@ -99,7 +99,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     for data in itertools.islice(rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
         num_tried += 1
         try:
-            image = EncodedImage(data, config.num_channels)
+            image = open_image(data, config.num_channels)
             images.append(transform.prepare(image))
         except DecodingError as error:  # training names unreadable images
             reason = str(error)

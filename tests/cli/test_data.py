@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from datasets import ClassLabel, Features
 from datasets import Image as ImageFeature
 from huggingface_hub import constants
@@ -21,6 +22,8 @@ from mae.cli.data import data_name, open_labelled_splits, open_splits, set_cache
 from mae.data.subsets import CachedSource
 from mae.utils.errors import UserError
 from tests.support.data import EMOJI, ROOT
+from tests.support.runs import TINY, begin, exact, kill, train
+from tests.support.samples import noise
 
 
 NOTE = "Note: --train_val_split has no effect, because the data has validation images."
@@ -175,3 +178,38 @@ def test_cache_dir_is_where_downloads_go(tmp_path, monkeypatch, parquet_on_the_h
     assert len(train) == 90 and np.sum([path.is_file() for path in (tmp_path / "cache").rglob("*")]) > 3
     set_cache(None)
     assert Path(constants.HF_HUB_CACHE) == tmp_path / "cache"
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Two scenes that are 10 tiles of 32 pixels together, of which one is empty."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name, shape in (("a.tif", (96, 64, 3)), ("b.tif", (64, 64, 3))):
+        scene = noise(*shape)
+        scene[:32, :32] *= name == "a.tif"
+        tifffile.imwrite(folder / name, scene, tile=(16, 16), photometric="rgb", compression="zlib")
+    return folder
+
+
+def test_scenes_of_a_folder_are_tiles(scenes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    flags = {"train_dir": str(scenes), "validation_dir": str(scenes), "tile_size": 32}
+    with caplog.at_level(logging.INFO, "mae"):
+        train, validation = open_splits(PreTrainingRecipe(**flags, max_empty_share=0.9), 3, 0)
+    assert train.group_sizes == validation.group_sizes == [6, 3] and "1 of 10 are empty" in caplog.text
+    prints = {train.fingerprint}
+    for more in ({}, {"tile_overlap": 8}, {"tile_size": 48}):
+        prints.add(open_splits(PreTrainingRecipe(**{**flags, **more}), 3, 0)[0].fingerprint)
+    assert len(prints) == 4
+
+
+@pytest.mark.slow  # tests/data/test_tiles.py compares the batches
+def test_run_on_tiles_is_the_same_after_a_kill_and_on_other_workers_and_ranks(scenes, tmp_path):
+    arguments = [*TINY, "--train_dir", scenes, "--tile_size", 32, "--tile_overlap", 16, "--max_steps", 12]
+    whole = train(tmp_path / "whole", *arguments)
+    more = ["--dataloader_num_workers", 3, "--save_steps", 2]
+    kill(begin(tmp_path / "killed", *arguments, *more, step=5))
+    assert exact(train(tmp_path / "killed", *arguments, *more)) == exact(whole)
+    both = train(tmp_path / "both", *arguments, "--per_device_train_batch_size", 4, "--cache_memory", 0, processes=2)
+    assert [line["samples_digest"] for line in both] == [line["samples_digest"] for line in whole]

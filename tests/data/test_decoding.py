@@ -214,7 +214,7 @@ def test_missing_package_is_one_line_and_no_unreadable_image(package, workers, m
 
     class NeedsCodec:
         @staticmethod
-        def imread(file):
+        def TiffFile(file):
             raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
     monkeypatch.setitem(sys.modules, "tifffile", None if package == "tifffile" else NeedsCodec)

@@ -20,6 +20,8 @@ from mae.data.transforms import PreTrainingTransform
 
 CONFIG = MAEConfig(image_size=32, patch_size=8, hidden_size=24, num_attention_heads=3)
 
+_RNG = np.random.default_rng(0)
+
 
 def encode(picture: Image.Image, format: str, **options) -> bytes:
     buffer = io.BytesIO()
@@ -30,6 +32,13 @@ def encode(picture: Image.Image, format: str, **options) -> bytes:
 def picture(mode: str = "RGB", size: tuple[int, int] = (40, 24)) -> Image.Image:
     x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
     return Image.fromarray(np.stack([x, y, 255 - x], -1).astype("uint8")).convert(mode)
+
+
+def noise(height, width, channels, dtype="uint8"):
+    """An array of random pixels, floats in [0, 1)."""
+    if dtype == "float32":
+        return _RNG.random((height, width, channels), dtype=np.float32)
+    return _RNG.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype=dtype, endpoint=True)
 
 
 def png_of_16_bits(values: np.ndarray, size: tuple[int, int] | None = None) -> bytes:
