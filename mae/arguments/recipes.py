@@ -23,6 +23,7 @@ from mae.arguments.flags import (
     flag,
     flags_of,
 )
+from mae.arguments.mixture import MixtureArguments
 from mae.arguments.model import ModelArguments
 from mae.utils.errors import UserError
 
@@ -131,7 +132,7 @@ class Recipe(CommonRecipe):
 
 
 @dataclass
-class PreTrainingRecipe(Recipe):
+class PreTrainingRecipe(MixtureArguments, Recipe):
     """Flags that change the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
 
     mask_ratio: float | None = _model(
