@@ -1,6 +1,7 @@
 """Open and name the data sets of a mixture."""
 
 import copy
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from typing import Any
 from mae.arguments.data import DataArguments
 from mae.data.mixture import MixtureSource, mixture_of
 from mae.data.sources import Source
+
+
+logger = logging.getLogger(__name__)
 
 
 def mixed_names(data: DataArguments) -> list[str]:
@@ -72,6 +76,8 @@ def open_mixture(
     names = [f"{number}.{name}" if counts[name] > 1 else name for number, name in enumerate(names, 1)]
     shares = data.shares(len(names))
     mixture = MixtureSource([train for train, _ in opened], names, paths, shares)
+    for path, source, share in zip(paths, mixture.sources, shares):
+        logger.info(f"Mixed: {share:.1%} of the samples from {path} ({len(source):,} images)")
     if data.validation_dir is not None:
         return mixture, opened[0][1]  # one folder for all of them
     held = [(source, *rest) for (_, source), *rest in zip(opened, names, paths) if source is not None]

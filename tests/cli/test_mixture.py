@@ -35,9 +35,10 @@ def test_mixture_is_named_with_weights_and_commits(two, tmp_path):
     card = (tmp_path / "run" / "README.md").read_text()
     assert "the images of local.parquet (75.0%) and me/second (25.0%)" in card and "- me/second\n" in card
     assert f"| 25.0 % of the samples | [me/second](https://huggingface.co/datasets/me/second) at `{sha}`" in card
-    # The recipe repeats the run, in two processes too.
+    # The recipe repeats the run, in two processes too. Their sums of gradients are rounded in another order.
     again = ["--recipe", tmp_path / "run" / "recipe.yaml", "--per_device_train_batch_size", "4"]
-    assert exact(train(tmp_path / "again", *again, processes=2)) == exact(lines)
+    digests = [line["samples_digest"] for line in train(tmp_path / "again", *again, processes=2)]
+    assert digests == [line["samples_digest"] for line in lines]
 
 
 def test_mixture_resumes_and_refuses_other_weights(two, tmp_path):
@@ -74,8 +75,8 @@ def test_single_name_is_a_text():
 
 def test_folders_of_one_name_and_validation_splits(parquet_folder, tmp_path, emoji_bytes):
     paths = [str(tmp_path / name / "train.parquet") for name in "ab"]
-    for number, path in enumerate(paths):
-        write_parquet(tmp_path / "ab"[number] / "train.parquet", emoji_bytes[10 * number :][:10], 5)
+    write_parquet(tmp_path / "a" / "train.parquet", emoji_bytes[:10], 5)
+    write_parquet(tmp_path / "b" / "train.parquet", emoji_bytes[10:20], 5)
     recipe = PreTrainingRecipe(dataset_name=[*paths, str(parquet_folder)])
     mixture, validation = open_mixture(recipe, lambda part: open_dataset(part.dataset_name))
     assert mixture.names == ["1.train.parquet", "2.train.parquet", parquet_folder.name]
