@@ -71,7 +71,7 @@ def open_mixture(
         opened.append((train, validation))
         names.append(short_name(name))
         paths.append(name if train.revision is None else f"{name}@{train.revision}")
-    # Two folders of one name are told apart by their places on the command line.
+    # Two folders of one name are distinguished by their places on the command line.
     counts = Counter(names)
     names = [f"{number}.{name}" if counts[name] > 1 else name for number, name in enumerate(names, 1)]
     shares = data.shares(len(names))

@@ -8,7 +8,6 @@ import yaml
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.cli.mixture import open_mixture
 from mae.data.opening import open_dataset
-from mae.utils.errors import UserError
 from tests.support.data import write_parquet
 from tests.support.loopback import upload
 from tests.support.runs import TINY, begin, exact, kill, metrics, start, train
@@ -50,27 +49,6 @@ def test_mixture_resumes_and_refuses_other_weights(two, tmp_path):
     assert refused.returncode and "weight" in refused.stderr
     assert start("--output_dir", tmp_path / "run", *flags).returncode == 0
     assert exact(metrics(tmp_path / "run")) == exact(whole)
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"dataset_name": ["a"], "dataset_weights": [1.0]}, "--dataset_weights needs several"),
-        ({"dataset_name": ["a", "b"], "dataset_weights": [1.0]}, "--dataset_weights 1 must be 2 positive numbers"),
-        ({"train_dir": ["a", "b"], "dataset_weights": [1.0, 0.0]}, "--dataset_weights 1 0 must.*--train_dir"),
-        ({"dataset_name": ["a", "b"], "dataset_revision": "v1"}, "--dataset_revision v1.*a@REVISION"),
-        ({"dataset_name": ["a", "a"]}, "--dataset_name a a names a data set twice"),
-        ({"dataset_name": ["a", "b"], "train_dir": ["c"]}, "exclude each other"),
-    ],
-)
-def test_impossible_mixture_is_refused(flags, message):
-    with pytest.raises(UserError, match=message):
-        PreTrainingRecipe(**flags)
-
-
-def test_single_name_is_a_text():
-    assert PreTrainingRecipe(dataset_name=["a"]).dataset_name == "a"
-    assert PreTrainingRecipe(train_dir="b").train_dir == "b"
 
 
 def test_folders_of_one_name_and_validation_splits(parquet_folder, tmp_path, emoji_bytes):
