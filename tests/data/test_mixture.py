@@ -109,12 +109,15 @@ def test_sequence_is_the_same_for_any_workers_processes_and_restart(mixture):
     assert [mixture.origin(*place) for place in places] == [sample.origin for sample in samples]
 
 
-def test_mixture_of_equal_shares_of_one_data_set_is_not_in_step(emoji_bytes):
-    sources = [Numbers(emoji_bytes[:40], [10] * 4, name) for name in "ab"]
-    mixture = MixtureSource(sources, "AB", "AB", [0.5, 0.5])
-    samples = list(itertools.chain.from_iterable(stream(mixture, stop=80)))
-    rows = [[sample.origin[1] for sample in samples if sample.origin[0].startswith(name)] for name in "AB"]
-    assert sorted(rows[0]) == sorted(rows[1]) == list(range(40)) and rows[0] != rows[1]
+def test_data_sets_of_one_size_are_not_in_step(emoji_bytes):
+    """In the first epoch A gives all of its images, and B and C half of theirs, but not the same rows."""
+    sizes = {"a": [5] * 4, "b": [10] * 4, "c": [10] * 4}
+    sources = [Numbers(emoji_bytes[:40], size, name) for name, size in sizes.items()]
+    mixture = MixtureSource(sources, "ABC", "ABC", [1 / 3] * 3)
+    samples = list(itertools.chain.from_iterable(stream(mixture, stop=60)))
+    rows = {name: {sample.origin[1] for sample in samples if sample.origin[0].startswith(name)} for name in "ABC"}
+    assert {name: len(found) for name, found in rows.items()} == {"A": 20, "B": 20, "C": 20}
+    assert rows["B"] != rows["C"]
 
 
 def test_validation_images_are_drawn_from_each_data_set(mixture):

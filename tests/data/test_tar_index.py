@@ -43,3 +43,14 @@ def test_file_that_is_no_tar_is_named(tmp_path):
     (tmp_path / "page.tar").write_text("<html>" * 500)
     with pytest.raises(UserError, match="page.tar is not an uncompressed tar"):
         read_indexes([str(tmp_path / "page.tar")])
+
+
+def test_damaged_header_and_cut_header_are_named(tmp_path, emoji_bytes):
+    path = write_tar(tmp_path / "bad.tar", [(f"{row}.png", image) for row, image in enumerate(emoji_bytes[:20])])
+    with tarfile.open(path) as archive:
+        offset = archive.getmembers()[10].offset
+    whole = path.read_bytes()
+    for content in (whole[: offset + 300], whole[:offset] + b"x" * 512 + whole[offset + 512 :]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=f"bad.tar is truncated or damaged.*byte {offset:,} of"):
+            read_indexes([str(path)])

@@ -165,3 +165,12 @@ def test_tar_that_changes_while_it_is_read_is_named(tmp_path, emoji_bytes):
     write_tar(path, samples(emoji_bytes[1:41]))
     with pytest.raises(DataError, match="changing.tar/00.*truncated, or has changed since"):
         batches(source)
+
+
+def test_tar_whose_headers_change_is_named(tmp_path, emoji_bytes):
+    """The same sizes in the same places, under other names."""
+    path = write_tar(tmp_path / "renamed.tar", samples(emoji_bytes[:40]))
+    source, _ = open_dataset(str(path))
+    write_tar(path, samples(emoji_bytes[:40], 50))
+    with pytest.raises(DataError, match="renamed.tar.*has changed since"):
+        list(source.read(0, 0))
