@@ -138,3 +138,5 @@ def expand_home(arguments: Any) -> None:
         value = getattr(arguments, name)
         if declared.is_path and isinstance(value, str):
             setattr(arguments, name, os.path.expanduser(value))
+        elif declared.is_path and isinstance(value, list):
+            setattr(arguments, name, [os.path.expanduser(item) for item in value])

@@ -26,6 +26,7 @@ from mae.arguments.flags import (
     flag,
     flags_of,
 )
+from mae.arguments.mixture import MixtureArguments
 from mae.arguments.model import ModelArguments
 from mae.arguments.tiles import TileArguments
 from mae.utils.errors import UserError
@@ -137,7 +138,7 @@ class Recipe(CommonRecipe):
 
 
 @dataclass
-class PreTrainingRecipe(TileArguments, CropArguments, Recipe):
+class PreTrainingRecipe(MixtureArguments, TileArguments, CropArguments, Recipe):
     """Flags that change the results of pre-training. The defaults are the paper's (Table 8) for ViT-B/16."""
 
     mask_ratio: float | None = _model(

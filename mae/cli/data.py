@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from mae.arguments.classification import ProtocolArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.model import FeatureArguments
+from mae.cli.mixture import describe_shares, mixed_names, open_mixture, short_name
 from mae.data.folders import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset
@@ -100,6 +101,17 @@ def open_labelled_splits(
 def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
     """The training images, and the data's own images for validation unless --train_val_split replaces them."""
     set_cache(data.cache_dir)
+    if mixed_names(data):
+        train, validation = open_mixture(data, lambda part: _open_one(part, num_channels, retry_minutes))
+    else:
+        train, validation = _open_one(data, num_channels, retry_minutes)
+    if validation is not None and data.train_val_split is not None:
+        logger.info("Note: --train_val_split has no effect, because the data has validation images.")
+    return train, validation
+
+
+def _open_one(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
+    """The training and validation images of a single data set."""
     if data.train_dir is not None:
         train, validation = _open_folder(data, "train_dir", num_channels), None
         if data.validation_dir is not None:
@@ -116,8 +128,6 @@ def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple
             data.streaming,
             splits,
         )
-    if validation is not None and data.train_val_split is not None:
-        logger.info("Note: --train_val_split has no effect, because the data has validation images.")
     return train, validation
 
 
@@ -146,15 +156,15 @@ def short_data_name(data: DataArguments) -> str:
     """The name of the data in cards, without the folders that it is in."""
     if names_embedded_data(data):
         return EMBEDDED_NAME
-    path = Path(data.train_dir or data.dataset_name)
-    return f"the images of {path.resolve().name if path.exists() else path}"
+    if mixed_names(data):
+        return describe_shares(data)
+    return f"the images of {short_name(data.train_dir or data.dataset_name)}"
 
 
 def describe_source(data: DataArguments) -> str:
     """The flag that names the data, for messages."""
-    if data.train_dir is not None:
-        return f"--train_dir {data.train_dir}"
-    return f"--dataset_name {data.dataset_name or embedded_data()}"
+    flag = "--train_dir" if data.train_dir is not None else "--dataset_name"
+    return f"{flag} {' '.join(mixed_names(data)) or data.train_dir or data.dataset_name or embedded_data()}"
 
 
 def data_name(data: DataArguments, revision: str | None) -> str:

@@ -20,8 +20,8 @@ from mae.conversion.loading import build, load_checkpoint, make_plan
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights, read_weights
 from mae.data.labels import Labels
+from mae.data.mixture import make_order
 from mae.data.normalization import measure_statistics
-from mae.data.order import SampleOrder
 from mae.data.sources import Source
 from mae.training.transfer import freeze_encoder
 from mae.utils.errors import UserError, configuration_errors, first_line
@@ -205,7 +205,7 @@ def choose_statistics(
     """
     config = model.config
     if recipe.image_mean == ["auto"]:
-        order = SampleOrder(source.group_sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
+        order = make_order(source, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
         config.image_mean, config.image_std, count = measure_statistics(
             source, order, config, STATISTICS_IMAGES, arguments.data_retry_minutes
         )

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # Flags that belong to the data that a recipe names: they do not fit other data.
 _DATA_FLAGS = ("dataset_name", "train_dir", "validation_dir", "dataset_config_name", "dataset_revision")
 _DATA_FLAGS += ("image_column_name", "label_column_name", "mask_column_name")
-_DATA_FLAGS += ("train_mask_dir", "validation_mask_dir", "id2label")
+_DATA_FLAGS += ("dataset_weights", "train_mask_dir", "validation_mask_dir", "id2label")
 # A flag on the command line -> what it replaces in a recipe, in addition to itself.
 _MODEL = ("model_size", "config_name", "config_overrides", "image_size", "patch_size")
 _REPLACED = {
@@ -198,13 +198,17 @@ def _refuse_unknown(unknown: Sequence[str], names: Sequence[str]) -> NoReturn:
     raise UserError(f"unknown argument {first}.{suggestion(name, names, '--')}")
 
 
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _drop_replaced(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """The values of a recipe that the command line leaves in force."""
     for flag, replaced in _REPLACED.items():
         if flag in given:
             recipe = {name: value for name, value in recipe.items() if name == flag or name not in replaced}
-    named = {name: str(recipe[name]) for name in ("dataset_name", "train_dir") if name in recipe}
-    others = {name: given[name] for name in ("dataset_name", "train_dir") if name in given}
+    named = {name: _words(recipe[name]) for name in ("dataset_name", "train_dir") if name in recipe}
+    others = {name: _words(given[name]) for name in ("dataset_name", "train_dir") if name in given}
     if named and others and named != others:
         words = [" and ".join(f"{name} {value}" for name, value in data.items()) for data in (others, named)]
         _note(f"Note: --{words[0]} replaces {words[1]} of the recipe.")

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from mae.cli.data import short_data_name
+from mae.cli.mixture import describe_parts
 from mae.conversion.hub_files import hub_name
 from mae.evaluation.reconstruction import picture_path
 from mae.hub.cards import RunFacts, classification_card, pretraining_card, segmentation_card
@@ -58,6 +59,7 @@ def describe_run(training: Training, num_validation: int | None) -> RunFacts:
         recipe=training.resolved_recipe,
         environment=describe_environment(training.accelerator),
         data=short_data_name(recipe),
+        parts=describe_parts(source),
         dataset=recipe.dataset_name if source.revision is not None else None,
         num_images=training.order.num_rows,
         num_validation_images=num_validation,

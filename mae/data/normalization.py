@@ -5,6 +5,7 @@ import torch
 from configuration_mae import MAEConfig
 from mae.data.dataset import SampleDataset
 from mae.data.loader import make_loader
+from mae.data.mixture import make_order
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
 from mae.data.stream import SampleStream
@@ -40,7 +41,7 @@ def measure_statistics(
         UserError: if no image can be read, or a channel has a single value.
     """
     # With windows of one row, because windows are read whole.
-    order = SampleOrder(order.group_sizes, order.seed, order.lanes, shuffle_buffer_size=order.lanes)
+    order = make_order(source, order.seed, order.lanes, shuffle_buffer_size=order.lanes)
     size = min(count, order.epoch_length)
     stream = SampleStream(source, order, batch_size=1, stop=size, retry_minutes=retry_minutes)
     total = squares = torch.zeros(config.num_channels, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Open a data set as a source: on the Hub, Parquet files, or a folder that `datasets` has saved."""
+"""Open a data set as a source: on the Hub, Parquet files, tars, or a folder that `datasets` has saved."""
 
 import glob
 import os
@@ -14,6 +14,7 @@ from datasets import DatasetBuilder, Image, Value, load_dataset, load_dataset_bu
 from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets.packaged_modules.webdataset.webdataset import WebDataset
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import DatasetInfo, RepoFile
@@ -22,6 +23,7 @@ from huggingface_hub.utils import validate_repo_id
 from mae.data.folders import IMAGE_EXTENSIONS
 from mae.data.parquet import ParquetSource, read_footers
 from mae.data.sources import ArrowSource, ImageFileSource, Source
+from mae.data.tars import TarSource, open_tars
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
 from mae.utils.paths import announce_hub, may_be_a_path, near_path
@@ -30,6 +32,8 @@ from mae.utils.retries import Result, explain, retry
 
 # Files that may describe the image files of a data set.
 METADATA_EXTENSIONS = {".csv", ".jsonl", ".parquet"}
+# Files that may be named by themselves -> the builder of `datasets` that reads them.
+_FILES = {".parquet": "parquet", ".tar": "webdataset"}
 _SECONDS = 10  # for the Hub to answer whether it has a data set
 
 
@@ -63,9 +67,9 @@ def open_dataset(
     find_column: Callable[[dict[str, Any], str | None], str] = find_image_column,
 ) -> tuple[Source, Source | None]:
     """
-    Open a data set: Parquet or image files on the Hub, at the commit that `revision` names now; a folder of Parquet
-    files, a Parquet file or a pattern of them; or a folder that `save_to_disk` of `datasets` has written. With
-    `streaming=False` it is downloaded first, and may be of any format that `load_dataset` reads.
+    Open a data set: Parquet files, tars or image files on the Hub, at the commit that `revision` names now; a folder
+    of Parquet files or tars, such a file or a pattern of them; or a folder that `save_to_disk` of `datasets` has
+    written. With `streaming=False` it is downloaded first, and may be of any format that `load_dataset` reads.
 
     Args:
         validation_splits: Splits that may be used for validation. The first that exists is.
@@ -100,12 +104,12 @@ class _Dataset:
     def __post_init__(self) -> None:
         self.local = os.path.expanduser(self.name)
         self.repository = self.name
-        self.paths = self._parquet_paths()
+        self.paths = self._file_paths()
         self.on_the_hub = not self.paths and not os.path.exists(self.local)
         self._check_name()
 
-    def _parquet_paths(self) -> list[str]:
-        if not self.name.endswith(".parquet"):
+    def _file_paths(self) -> list[str]:
+        if not self.name.endswith(tuple(_FILES)):
             return []
         # An address (hf://, https://) goes to `datasets` as it is. A name with brackets may be a file after all.
         if "://" in self.name:
@@ -124,8 +128,8 @@ class _Dataset:
         if not self.paths and os.path.isfile(self.local):
             kind = Path(self.local).suffix or "no extension"
             raise UserError(
-                f"--dataset_name {self.name} is a file ({kind}), not a data set. Pass a Parquet file or a folder; "
-                "unpack an archive of images and pass its folder with --train_dir."
+                f"--dataset_name {self.name} is a file ({kind}), not a data set. Pass a Parquet file, a tar or a "
+                "folder; unpack an archive of images and pass its folder with --train_dir."
             )
         if self.revision is not None and not self.on_the_hub:
             raise UserError(
@@ -180,7 +184,7 @@ class _Dataset:
         """Arguments of `load_dataset`."""
         if self.paths:
             escaped = [path if "://" in path else glob.escape(path) for path in self.paths]
-            return {"path": "parquet", "data_files": {"train": escaped}}
+            return {"path": _FILES[Path(self.name).suffix], "data_files": {"train": escaped}}
         path = self.name if self.on_the_hub else self.local
         return {"path": path, "name": self.config_name, "revision": self.revision}
 
@@ -211,6 +215,8 @@ class _Dataset:
             return self._download
         if isinstance(builder, Parquet):
             return self._stream_parquet
+        if isinstance(builder, WebDataset) and extensions == {".tar"}:
+            return self._stream_tars
         is_images = isinstance(builder, ImageFolder)
         if is_images and not self.on_the_hub:
             raise UserError(f"--dataset_name {self.name} is a folder of image files. Pass it with --train_dir.")
@@ -228,6 +234,9 @@ class _Dataset:
         dataset = self._retry(lambda: load_dataset(**self._arguments, split=split, streaming=True)._resolve_features())
         column = self.find_column(dataset.features, self.image_column_name)
         return ParquetSource(row_groups, column, footers, self.revision, dict(dataset.features), self.retry_minutes)
+
+    def _stream_tars(self, split: str) -> TarSource:
+        return open_tars(self.files[split], self.image_column_name, self.revision, self.retry_minutes)
 
     def _stream_files(self, split: str) -> ImageFileSource:
         root = f"hf://datasets/{self.repository}@{self.revision}/"

@@ -98,6 +98,11 @@ class SampleOrder:
     def window(self, epoch: int, lane: int, index: int) -> Window:
         """Window number `index` of a lane."""
         start, stop = self._window_bounds(lane, index)
+        order = permutation(stop - start, self.seed, epoch, lane, index)
+        return Window(epoch, lane, start, tuple(self._segments(epoch, lane, start, stop)), order)
+
+    def _segments(self, epoch: int, lane: int, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """Where the rows of a lane from `start` to `stop` are, as in [`Window`]."""
         groups, ends = self._line(epoch)
         place, end = lane * self.lane_length + start, lane * self.lane_length + stop
         segments = []
@@ -110,8 +115,7 @@ class SampleOrder:
                 segments.append((group, first_row, count))
             place += count
             at += 1
-        order = permutation(stop - start, self.seed, epoch, lane, index)
-        return Window(epoch, lane, start, tuple(segments), order)
+        return segments
 
     @property
     def is_coarse(self) -> bool:

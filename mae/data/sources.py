@@ -41,6 +41,7 @@ class Source(ABC):
         num_readers: Number of groups that are worth reading at once.
         note: What the user should know of the source.
         features: Type of each column; empty for image files.
+        parts: Of a mixture of data sets, (number of groups, weight) of each; empty for a single one.
     """
 
     group_sizes: list[int]
@@ -49,6 +50,7 @@ class Source(ABC):
     num_readers: int = 1
     note: str | None = None
     features: Mapping[str, Any] = MappingProxyType({})
+    parts: tuple[tuple[int, float], ...] = ()
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -90,6 +92,7 @@ class View(Source):
         self.num_readers = source.num_readers
         self.note = source.note
         self.features = source.features
+        self.parts = source.parts
 
     def row_numbers(self) -> np.ndarray:
         """The numbers of its rows in the other source, over all groups."""

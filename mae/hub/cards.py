@@ -6,6 +6,7 @@ that somebody has edited does not match it, and is never overwritten.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ class RunFacts:
         warmup_epochs: Epochs until the peak.
         base_model: The model on the Hub that training started from, at the recipe's `model_revision`.
         license: Its identifier on the Hub.
+        parts: Name, commit, number of images and weight of each data set of a mixture.
         num_neighbours: The k of k-NN accuracy.
     """
 
@@ -107,6 +109,7 @@ class RunFacts:
     base_model: str | None
     license: str | None
     num_neighbours: int = 20
+    parts: Sequence[dict[str, Any]] = ()
 
 
 def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluations: list[dict]) -> str:
@@ -220,12 +223,13 @@ def _run_metadata(
         for name, (kind, value) in results.items()
         if value is not None
     ]
+    datasets = [facts.dataset] if facts.dataset else [part["name"] for part in facts.parts if part["revision"]]
     return ModelCardData(
         license=facts.license or "unknown",
         library_name="transformers",
         pipeline_tag=task,
         tags=[*_TAGS, *tags],
-        datasets=[facts.dataset] if facts.dataset else None,
+        datasets=datasets or None,
         base_model=facts.base_model,
         model_name=PLACEHOLDER,
         eval_results=evaluations or None,

@@ -160,9 +160,17 @@ def without_paths(recipe: str) -> str:
     flags = yaml.safe_load(recipe)
     for name in _PATH_FLAGS:
         value = flags.get(name)
-        if isinstance(value, str) and (os.path.exists(os.path.expanduser(value)) or value.count(os.sep) > 1):
-            flags[name] = Path(value).name
+        if isinstance(value, list):
+            flags[name] = [_without_folders(item) for item in value]
+        elif isinstance(value, str):
+            flags[name] = _without_folders(value)
     return yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+
+
+def _without_folders(path: str) -> str:
+    """The last part of a path; another value as it is."""
+    is_path = os.path.exists(os.path.expanduser(path)) or path.split("@")[0].count(os.sep) > 1
+    return Path(path).name if is_path else path
 
 
 def push_to_hub(

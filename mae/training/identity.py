@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from configuration_mae import CONFIG_FIELDS, MAEConfig
 from mae.arguments.recipes import Recipe, recipe_identity
 from mae.arguments.run import RunArguments
+from mae.data.mixture import mixture_of
 from mae.data.sources import Source
 from mae.utils.text import flatten
 
@@ -39,6 +40,9 @@ def run_identity(
         "data": {"fingerprint": source.fingerprint, "images": len(source)},
         "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
     }
+    mixture = mixture_of(source)
+    if mixture is not None:
+        identity["data"]["parts"] = mixture.describe()
     for name, values in of_the_task.items():
         identity[name] |= values
     return identity
@@ -56,6 +60,9 @@ def resolved_recipe(
         del flags[name]
     if recipe.train_dir is None:
         flags["dataset_revision"] = source.revision
+        mixture = mixture_of(source)
+        if mixture is not None:
+            flags["dataset_name"] = mixture.paths
     if recipe.image_mean is not None:
         flags |= {name: list(getattr(config, name)) for name in ("image_mean", "image_std")}
     return {name: value for name, value in flags.items() if value is not None}

@@ -13,7 +13,7 @@ from mae.arguments.recipes import Recipe
 from mae.arguments.run import RunArguments
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.loader import choose_num_workers, make_loader
-from mae.data.order import SampleOrder
+from mae.data.mixture import make_order
 from mae.data.pixel_cache import CachedRows, PixelCache
 from mae.data.stream import SampleStream
 from mae.evaluation.evaluator import Evaluator
@@ -64,8 +64,7 @@ class Training:
         # The contents, before training changes them, because a folder can have any name.
         self.initial_weights = hash_weights(task.model) if recipe.model_name_or_path is not None else None
         self.num_workers = choose_num_workers(arguments.dataloader_num_workers, accelerator.device)
-        sizes = task.source.group_sizes
-        self.order = SampleOrder(sizes, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
+        self.order = make_order(task.source, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
         self.schedule = Schedule.of(recipe, self._batch_size(), self.order.epoch_length, task.min_learning_rate)
         self.cache: PixelCache | None = None
         self.stream(after_step=0)  # checks lanes and ranks

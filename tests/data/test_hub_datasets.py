@@ -1,12 +1,11 @@
 """Data sets on the Hub of the tests, and its faults: nothing lost, nothing read twice, every error in a line."""
 
+import gzip
 import hashlib
-import io
 import json
 import os
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 import types
@@ -31,7 +30,7 @@ from mae.data.stream import SampleStream
 from mae.data.transforms import PreTrainingTransform
 from mae.utils import retries
 from mae.utils.errors import DataError, UserError
-from tests.support.data import ROOT, write_parquet
+from tests.support.data import ROOT, write_parquet, write_tar
 from tests.support.fake_hub import Hub
 from tests.support.loopback import upload
 from tests.support.runs import TINY, metrics, run, start
@@ -148,11 +147,11 @@ def test_image_files_on_the_hub(files_on_the_hub, image_folder, tmp_path):
 
 def test_other_formats_are_downloaded(parquet_on_the_hub, files_on_the_hub, tmp_path, emoji_bytes):
     """Refused as a stream, with the ways out; read whole with random access otherwise."""
-    with tarfile.open(tmp_path / "train-0000.tar", "w") as archive:
-        for number, data in enumerate(emoji_bytes[:60]):
-            entry = tarfile.TarInfo(f"{number:03}.png")
-            entry.size = len(data)
-            archive.addfile(entry, io.BytesIO(data))
+    tar = write_tar(
+        tmp_path / "train-0000.tar", [(f"{row:03}.png", data) for row, data in enumerate(emoji_bytes[:60])]
+    )
+    (tmp_path / "train-0000.tar.gz").write_bytes(gzip.compress(tar.read_bytes()))
+    tar.unlink()
     upload("tar", tmp_path)
     with pytest.raises(UserError, match="--no_streaming.*refs/convert/parquet"):
         open_dataset("me/tar")

@@ -1,6 +1,8 @@
 """Where the project's files are, and small data sets as other people write them."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,4 +24,15 @@ def write_parquet(path: Path, images: list[bytes], row_group_size: int, column: 
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table({column: rows}, schema=schema), path, row_group_size=row_group_size, **options)
+    return path
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]], format: int = tarfile.GNU_FORMAT) -> Path:
+    """A tar of files, by their names and contents."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
     return path
