@@ -74,7 +74,8 @@ def pixel_difference(files: list[bytes]) -> float:
     for number, data in enumerate(files):
         sample = Sample(0, number, ("", number), number, data)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
-        _, (top, left, height, width, flip), _ = dataset.transform.draw(sample)
+        _, crop, _ = dataset.transform.draw(sample)
+        top, left, height, width, flip = crop[:5]
         area = (left, top, left + width, top + height)
         theirs = transforms.functional.pil_to_tensor(picture.crop(area).resize((224, 224), Image.Resampling.BICUBIC))
         theirs = theirs.flip(2) if flip else theirs

@@ -111,7 +111,7 @@ def test_sequence_is_the_same_for_any_workers_processes_and_restart(mixture):
 
 def test_data_sets_of_one_size_are_not_in_step(emoji_bytes):
     """In the first epoch A gives all of its images, and B and C half of theirs, but not the same rows."""
-    sizes = {"a": [5] * 4, "b": [10] * 4, "c": [10] * 4}
+    sizes = {"a": [5] * 4, "b": [5] * 8, "c": [5] * 8}
     sources = [Numbers(emoji_bytes[:40], size, name) for name, size in sizes.items()]
     mixture = MixtureSource(sources, "ABC", "ABC", [1 / 3] * 3)
     samples = list(itertools.chain.from_iterable(stream(mixture, stop=60)))

@@ -403,7 +403,7 @@ def test_recipe_states_what_the_file_does_not(tmp_path):
     recipe = replace(recipe, config_overrides="num_attention_heads=3,decoder_num_hidden_layers=1", patch_size=[4])
     model, report = build_model(recipe, read_checkpoint(recipe))
     assert model.config.patch_size == 4 and model.config.decoder_num_hidden_layers == 1
-    assert "mae.patch_embed (2 tensors)" in str(report)
+    assert "patch projections resampled from 8 x 8 to 4 x 4" in str(report)
     again, _ = build_model(recipe, read_checkpoint(recipe))
     assert_same_state(again, model)
 
