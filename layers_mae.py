@@ -111,7 +111,9 @@ class MAEPatchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         if pixel_values.ndim == 3:  # as a product, which takes a fifth of the time of a convolution on a CPU
-            return F.linear(pixel_values, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
+            # Of contiguous patches, because for a slice torch adds the bias afterwards, which rounds otherwise.
+            patches = pixel_values.contiguous()
+            return F.linear(patches, self.proj.weight.permute(0, 2, 3, 1).flatten(1), self.proj.bias)
         return self.proj(pixel_values).flatten(2).transpose(1, 2)
 
     def resize_patches(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> None:

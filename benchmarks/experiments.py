@@ -59,7 +59,7 @@ DATASETS = {
         folder="nuclei",
         model={"image_size": 64, "patch_size": 4, "image_mean": "auto"},
         pretraining={"image_column_name": "image", "per_device_train_batch_size": 64, "views_per_image": 4}
-        | {"num_train_epochs": 200, "warmup_epochs": 10},
+        | {"num_train_epochs": 100, "warmup_epochs": 5},
         script="run_semantic_segmentation.py",
         score="iou_1",
         transfer={"segmentation_head": "linear", "rot90": True, "per_device_train_batch_size": 16},
