@@ -65,6 +65,7 @@ def main() -> None:
         raise UserError(f"--output {output.output} {problem}. Name another file.")
 
     encoder, report = load_encoder(arguments, accelerator)
+    arguments.pooling = arguments.pooling or encoder.config.pooling
     logger.info(report)
     sources = open_splits(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
     source = sources[output.split == "validation"]

@@ -57,6 +57,7 @@ def main() -> None:
     if options.output_file is not None and not Path(options.output_file).absolute().parent.is_dir():
         raise UserError(f"--output_file {options.output_file}: its folder does not exist.")
     encoder, report = load_encoder(arguments, accelerator)
+    arguments.pooling = arguments.pooling or encoder.config.pooling
     logger.info(report)
     channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
     splits = open_labelled_splits(arguments, channels, minutes, arguments.max_eval_samples)

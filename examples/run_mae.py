@@ -68,6 +68,10 @@ def main() -> None:
         column = arguments.label_column_name
         sizes = arguments.knn_epochs, recipe.seed, batch_size, num_workers, minutes
         evaluators.append(make_neighbours(source, held_out, *sizes, column))
+    if arguments.dense_epochs is not None:
+        from mae.cli.dense import make_dense_evaluator
+
+        evaluators.append(make_dense_evaluator(recipe, arguments, model.config.num_channels, accelerator))
 
     training = Training(task, recipe, arguments, accelerator, evaluators)
     report = PreTrainingReport(training, len(reconstruction.images) if held_out else None)

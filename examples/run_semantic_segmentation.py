@@ -45,7 +45,7 @@ def main() -> None:
     minutes = arguments.data_retry_minutes
     weights = read_checkpoint(flags, minutes)
     channels = find_num_channels(flags, weights)
-    data = open_masked_splits(flags, channels, minutes, arguments.max_eval_samples)
+    data = open_masked_splits(flags, flags, channels, minutes, flags.max_train_samples, arguments.max_eval_samples)
     model, found, recipe = build_segmenter(flags, weights, data)
     source, masks = data.train
     notes = fit_to_small_data(recipe, arguments, len(source), accelerator.num_processes)

@@ -107,22 +107,13 @@ class ModelArguments(CheckpointArguments):
 
 
 @dataclass
-class FeatureArguments(HardwareArguments, CheckpointArguments):
-    """Flags that choose an encoder, images, and which features are taken."""
+class EncoderArguments(HardwareArguments, CheckpointArguments):
+    """Flags that choose a frozen encoder, images, and the block whose features are taken."""
 
-    pooling: str | None = _features(
-        None,
-        "Feature of an image: its cls token, or the mean of its patch tokens.",
-        default_words="the model's",
-        rule=one_of("cls", "mean"),
-    )
     layer: int | None = _features(
         None,
         "Block after which the features are taken: counted from 1, or -1 for the last.",
         default_words="the encoder's output",
-    )
-    label_column_name: str | None = _data(
-        None, "Column that holds the labels.", default_words="the only column of class labels, or label"
     )
     max_train_samples: int | None = _data(
         None,
@@ -139,6 +130,21 @@ class FeatureArguments(HardwareArguments, CheckpointArguments):
         super().check()
         if self.model_name_or_path is None:
             raise UserError("--model_name_or_path is required: it names the model.")
+
+
+@dataclass
+class FeatureArguments(EncoderArguments):
+    """Flags that choose an encoder, labelled images, and which features are taken."""
+
+    pooling: str | None = _features(
+        None,
+        "Feature of an image: its cls token, or the mean of its patch tokens.",
+        default_words="the model's",
+        rule=one_of("cls", "mean"),
+    )
+    label_column_name: str | None = _data(
+        None, "Column that holds the labels.", default_words="the only column of class labels, or label"
+    )
 
     @property
     def encoding(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mae.arguments.flags import (
     flag,
     one_of,
 )
+from mae.arguments.masks import MaskFlags
 from mae.utils.errors import UserError
 from mae.utils.memory import is_memory
 
@@ -155,7 +156,7 @@ class PreviewArguments(RunArguments):
 
 
 @dataclass
-class PreTrainingArguments(PreviewArguments):
+class PreTrainingArguments(MaskFlags, PreviewArguments):
     """Flags of a pre-training run that do not change its results."""
 
     knn_epochs: float | None = _evaluation(
@@ -168,6 +169,12 @@ class PreTrainingArguments(PreviewArguments):
         None,
         "Column that holds the labels, for --knn_epochs.",
         default_words="the only column of class labels, or label",
+    )
+    dense_epochs: float | None = _evaluation(
+        None,
+        "Epochs between two evaluations of patch tokens by nearest neighbours, for data with masks.",
+        default_words="off",
+        rule=POSITIVE,
     )
 
 

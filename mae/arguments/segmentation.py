@@ -22,6 +22,7 @@ from mae.arguments.flags import (
     flag,
     one_of,
 )
+from mae.arguments.masks import MaskedDataArguments
 from mae.arguments.recipes import Recipe, check_epochs
 from mae.arguments.run import RunArguments
 from mae.arguments.transfer import TransferArguments, fill_in
@@ -66,7 +67,7 @@ _RECIPES = {"finetune": _FINE_TUNING, "partial": _FINE_TUNING, "linear": _LINEAR
 
 
 @dataclass
-class MaskArguments(FlipArguments, TransferArguments):
+class MaskArguments(FlipArguments, MaskedDataArguments, TransferArguments):
     """Flags of a segmentation run that do not depend on the model's size: masks, classes, crops."""
 
     fields_set_elsewhere: ClassVar[tuple[str, ...]] = (
@@ -76,40 +77,6 @@ class MaskArguments(FlipArguments, TransferArguments):
         "feature_pyramid",
     )
 
-    dataset_name: str | None = _data(
-        None,
-        "Parquet data set with columns of images and masks: a name on the Hub, a folder, a file or a pattern.",
-        is_path=True,
-        default_words="none",
-    )
-    train_mask_dir: str | None = _data(
-        None,
-        "Folder of the masks of --train_dir. Files have the names of their images, without the extension.",
-        is_path=True,
-        default_words="none",
-    )
-    validation_mask_dir: str | None = _data(
-        None, "Folder of the masks of --validation_dir.", is_path=True, default_words="none"
-    )
-    mask_column_name: str | None = _data(
-        None,
-        "Column that holds the masks, as images or arrays.",
-        default_words="mask, label or another usual name",
-        aliases=("--label_column_name",),
-    )
-    id2label: str | None = _data(
-        None,
-        'JSON file with the names of the classes, {"0": "background", "1": "road"}, and with their colors for masks '
-        'in colour, {"0": {"name": "background", "color": "#000000"}}.',
-        is_path=True,
-        default_words="the values that occur in the training masks",
-    )
-    ignore_value: int = _data(255, "Value in masks of pixels that do not count. -1 if there is none.")
-    reduce_labels: bool = _data(
-        False,
-        "Value 0 in masks does not count, and the classes are the other values minus 1, as in ADE20K.",
-        aliases=("--do_reduce_labels",),
-    )
     max_train_samples: int | None = flag(
         None,
         "Number of training images to use, drawn by --seed.",
@@ -133,19 +100,6 @@ class MaskArguments(FlipArguments, TransferArguments):
         super().check()
         if self.min_scale > self.max_scale:
             raise UserError(f"--min_scale {self.min_scale:g} must not exceed --max_scale {self.max_scale:g}.")
-        if not -1 <= self.ignore_value < 2**16:
-            raise UserError(f"--ignore_value {self.ignore_value} must be from 0 to 65535, or -1 if there is none.")
-        for images, masks in (("train_dir", "train_mask_dir"), ("validation_dir", "validation_mask_dir")):
-            has_images, has_masks = getattr(self, images) is not None, getattr(self, masks) is not None
-            if has_images != has_masks:
-                raise UserError(f"--{images} and --{masks} go together. Give both, or neither.")
-        if self.train_dir is None and self.dataset_name is None:
-            raise UserError(
-                "No data is named. Pass --train_dir with --train_mask_dir, or --dataset_name with columns of images "
-                "and masks."
-            )
-        if self.train_dir is not None and self.mask_column_name is not None:
-            raise UserError(f"--mask_column_name {self.mask_column_name} is for --dataset_name, not for --train_dir.")
 
 
 @dataclass

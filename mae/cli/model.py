@@ -10,7 +10,7 @@ from transformers import BaseImageProcessor, PreTrainedConfig
 
 from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, MAEConfig, to_size
 from mae.arguments.classification import ClassificationFlags, ClassificationRecipe
-from mae.arguments.model import FeatureArguments, ModelArguments
+from mae.arguments.model import EncoderArguments, ModelArguments
 from mae.arguments.overrides import parse_overrides, parse_statistics
 from mae.arguments.recipes import Recipe
 from mae.arguments.run import RunArguments
@@ -35,10 +35,9 @@ logger = logging.getLogger(__name__)
 STATISTICS_IMAGES = 1000
 
 
-def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple[MAEModel, LoadReport]:
+def load_encoder(arguments: EncoderArguments, accelerator: Accelerator) -> tuple[MAEModel, LoadReport]:
     """
-    Load the encoder that flags name, on its device, with the report of its loading. The pooling that no flag sets is
-    the encoder's.
+    Load the encoder that flags name, on its device, with the report of its loading.
 
     Raises:
         UserError: as [`load_checkpoint`], and for a layer that it does not have.
@@ -62,7 +61,6 @@ def load_encoder(arguments: FeatureArguments, accelerator: Accelerator) -> tuple
         )
     if encoder.config.num_channels != 3 and encoder.config.image_mean is None:
         logger.info("Note: images are not normalised, because neither the model nor a flag has their mean and std.")
-    arguments.pooling = arguments.pooling or encoder.config.pooling
     return encoder.to(accelerator.device).eval(), report
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from configuration_mae import MAEConfig
-from mae.arguments.segmentation import MaskArguments, SegmentationFlags, SegmentationRecipe
+from mae.arguments.data import DataArguments
+from mae.arguments.masks import MaskFlags
+from mae.arguments.segmentation import SegmentationFlags, SegmentationRecipe
 from mae.cli.data import describe_source, set_cache
 from mae.cli.model import build_model
 from mae.conversion.layouts import has_part
@@ -65,7 +67,12 @@ class SegmentationData:
 
 
 def open_masked_splits(
-    data: MaskArguments, num_channels: int, retry_minutes: float, max_eval_samples: int | None = None
+    data: DataArguments,
+    flags: MaskFlags,
+    num_channels: int,
+    retry_minutes: float,
+    max_train_samples: int | None = None,
+    max_eval_samples: int | None = None,
 ) -> SegmentationData:
     """
     The training images and the validation images, with their masks, of which each is read once.
@@ -78,18 +85,18 @@ def open_masked_splits(
             classes.
     """
     set_cache(data.cache_dir)
-    table = None if data.id2label is None else read_class_table(data.id2label)
+    table = None if flags.id2label is None else read_class_table(flags.id2label)
     train, validation = (_open_folders if data.train_dir is not None else _open_columns)(
-        data, num_channels, retry_minutes
+        data, flags, num_channels, retry_minutes
     )
-    what = f"--train_mask_dir {data.train_mask_dir}" if data.train_dir is not None else describe_source(data)
+    what = f"--train_mask_dir {flags.train_mask_dir}" if data.train_dir is not None else describe_source(data)
     statistics = scan_masks(train[1], train[0], what)
-    ignored = None if data.ignore_value < 0 else data.ignore_value
-    coding = find_coding(statistics, train[1], what, table, ignored, data.reduce_labels)
+    ignored = None if flags.ignore_value < 0 else flags.ignore_value
+    coding = find_coding(statistics, train[1], what, table, ignored, flags.reduce_labels)
     if validation is not None:
         what = f"the validation masks of {what}"
         if data.train_dir is not None:
-            what = f"--validation_mask_dir {data.validation_mask_dir}"
+            what = f"--validation_mask_dir {flags.validation_mask_dir}"
         others = scan_masks(validation[1], validation[0], what)
         check_masks(others, validation[1], what, coding, "the training masks" if table is None else table.origin)
         if data.train_val_split is not None:
@@ -100,17 +107,17 @@ def open_masked_splits(
         other = "Pass --validation_dir and --validation_mask_dir"
         other = other if data.train_dir is not None else "Use a data set with a validation split"
         raise UserError(f"There are no validation images. {other}, or hold some out with --train_val_split 0.1.")
-    train = _sample(*train, data.max_train_samples, data.seed, "training samples")
+    train = _sample(*train, max_train_samples, data.seed, "training samples")
     validation = _sample(*validation, max_eval_samples, 0, "held-out samples")
     pixels = np.array([statistics.pixels.get(value, 0) for value in coding.values], dtype=np.int64)
     return SegmentationData(train, validation, coding, pixels, _notes(statistics, coding, pixels))
 
 
 def _open_folders(
-    data: MaskArguments, num_channels: int, retry_minutes: float
+    data: DataArguments, flags: MaskFlags, num_channels: int, retry_minutes: float
 ) -> tuple[MaskedSource, MaskedSource | None]:
     def open_pair(images: str, masks: str) -> MaskedSource:
-        folder, mask_folder = getattr(data, images), getattr(data, masks)
+        folder, mask_folder = getattr(data, images), getattr(flags, masks)
         source = open_folder(folder, f"--{images}", num_channels)
         return source, match_folder(source, mask_folder, f"--{masks}", f"--{images} {folder}")
 
@@ -119,12 +126,12 @@ def _open_folders(
 
 
 def _open_columns(
-    data: MaskArguments, num_channels: int, retry_minutes: float
+    data: DataArguments, flags: MaskFlags, num_channels: int, retry_minutes: float
 ) -> tuple[MaskedSource, MaskedSource | None]:
     columns = {}
 
     def find_column(features: dict[str, Any], image_column_name: str | None) -> str:
-        columns["image"], columns["mask"] = find_mask_columns(features, image_column_name, data.mask_column_name)
+        columns["image"], columns["mask"] = find_mask_columns(features, image_column_name, flags.mask_column_name)
         return columns["image"]
 
     # A test split is used for validation, unless images are held out for it.

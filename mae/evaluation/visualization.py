@@ -25,6 +25,7 @@ _SCORES = {
     "eval_pixel_accuracy": "pixel accuracy",
     "eval_mean_average_precision": "mean average precision",
     "eval_knn_accuracy": f"accuracy of {NUM_NEIGHBOURS} neighbours",
+    "eval_dense_iou": "mean IoU of patch neighbours",
 }
 _COLUMNS = 3  # masked, reconstruction, original
 _CELL = 1.5  # inches

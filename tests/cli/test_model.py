@@ -1,7 +1,5 @@
 """The model that flags name."""
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +10,7 @@ from transformers import ViTMAEConfig
 
 from configuration_mae import MAEConfig
 from mae.arguments.classification import ClassificationFlags, ClassificationRecipe
-from mae.arguments.model import FeatureArguments
+from mae.arguments.model import EncoderArguments
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.cli.model import (
@@ -170,18 +168,13 @@ def test_images_of_other_channels_need_statistics():
     assert choose_statistics(model, None, PreTrainingRecipe(), RunArguments()) is None
 
 
-def test_encoder_has_its_own_pooling_unless_a_flag_says(checkpoint):
-    accelerator = Accelerator(cpu=True)
-    arguments = FeatureArguments(model_name_or_path=checkpoint, image_size=[64])
-    encoder, _ = load_encoder(arguments, accelerator)
-    own = json.loads((Path(checkpoint) / "config.json").read_text())["pooling"]
-    assert arguments.pooling == own and encoder.config.image_size == 64 and not encoder.training
-    arguments = FeatureArguments(model_name_or_path=checkpoint, pooling="mean")
-    load_encoder(arguments, accelerator)
-    assert arguments.pooling == "mean"
+def test_encoder_is_loaded_for_another_size(checkpoint):
+    arguments = EncoderArguments(model_name_or_path=checkpoint, image_size=[64])
+    encoder, _ = load_encoder(arguments, Accelerator(cpu=True))
+    assert encoder.config.image_size == 64 and not encoder.training
 
 
 @pytest.mark.parametrize("layer", [3, -3])
 def test_layer_that_the_encoder_lacks_is_refused(checkpoint, layer):
     with pytest.raises(UserError, match=f"^--layer {layer} must be from 0 to 2 or from -2 to -1"):
-        load_encoder(FeatureArguments(model_name_or_path=checkpoint, layer=layer), Accelerator(cpu=True))
+        load_encoder(EncoderArguments(model_name_or_path=checkpoint, layer=layer), Accelerator(cpu=True))

@@ -15,6 +15,10 @@ from modeling_mae import MAEConfig
 from tests.support.masks import draw_discs, write_folders, write_masked_parquet
 
 
+def open_splits(flags, max_eval_samples=None):
+    return open_masked_splits(flags, flags, 3, 0, flags.max_train_samples, max_eval_samples)
+
+
 def assert_pairs(pair, count):
     """Each image has the mask that was drawn with it: masks follow from images."""
     source, masks = pair
@@ -35,7 +39,7 @@ def parquet(tmp_path):
 
 def test_held_out_images_keep_their_masks(parquet):
     flags = SegmentationFlags(dataset_name=str(parquet), train_val_split=0.3)
-    data = open_masked_splits(flags, 3, 0)
+    data = open_splits(flags)
     assert 4 <= len(data.validation[0]) <= 8  # rounded in each row group
     assert_pairs(data.train, 20 - len(data.validation[0]))
     assert_pairs(data.validation, len(data.validation[0]))
@@ -45,10 +49,10 @@ def test_held_out_images_keep_their_masks(parquet):
 def test_samples_keep_their_masks(parquet):
     write_masked_parquet(parquet / "validation-00000-of-00001.parquet", range(30, 38))
     flags = SegmentationFlags(dataset_name=str(parquet), max_train_samples=7)
-    data = open_masked_splits(flags, 3, 0, max_eval_samples=3)
+    data = open_splits(flags, 3)
     assert_pairs(data.train, 7)
     assert_pairs(data.validation, 3)
-    other = open_masked_splits(SegmentationFlags(dataset_name=str(parquet), max_train_samples=7, seed=1), 3, 0, 3)
+    other = open_splits(SegmentationFlags(dataset_name=str(parquet), max_train_samples=7, seed=1), 3)
     assert other.train[1].fingerprint != data.train[1].fingerprint
 
 
@@ -58,17 +62,17 @@ def test_data_set_on_disk_with_arrays_of_masks(tmp_path):
     columns["mask"] = [draw_discs(number)[1] for number in range(6)]
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
     flags = SegmentationFlags(dataset_name=str(tmp_path / "saved"), train_val_split=0.5)
-    data = open_masked_splits(flags, 3, 0)
+    data = open_splits(flags)
     assert_pairs(data.train, 3)
     assert_pairs(data.validation, 3)
 
 
 def test_data_without_validation_images_is_an_error_that_says_what_to_do(parquet, tmp_path):
     with pytest.raises(UserError, match="no validation images. Use a data set.*--train_val_split"):
-        open_masked_splits(SegmentationFlags(dataset_name=str(parquet)), 3, 0)
+        open_splits(SegmentationFlags(dataset_name=str(parquet)))
     images, masks = write_folders(tmp_path / "folders", 3)
     with pytest.raises(UserError, match="no validation images. Pass --validation_dir and --validation_mask_dir"):
-        open_masked_splits(SegmentationFlags(train_dir=str(images), train_mask_dir=str(masks)), 3, 0)
+        open_splits(SegmentationFlags(train_dir=str(images), train_mask_dir=str(masks)))
 
 
 def test_validation_masks_of_another_class_are_an_error(tmp_path):
@@ -84,13 +88,13 @@ def test_validation_masks_of_another_class_are_an_error(tmp_path):
         validation_mask_dir=str(other_masks),
     )
     with pytest.raises(UserError, match="--validation_mask_dir .*: value 9 is no class of the training masks"):
-        open_masked_splits(flags, 3, 0)
+        open_splits(flags)
 
 
 def test_balanced_weights_are_those_of_scikit_learn(parquet):
     from sklearn.utils.class_weight import compute_class_weight
 
-    data = open_masked_splits(SegmentationFlags(dataset_name=str(parquet), train_val_split=0.3), 3, 0)
+    data = open_splits(SegmentationFlags(dataset_name=str(parquet), train_val_split=0.3))
     pixels = np.concatenate([draw_discs(number)[1].ravel() for number in range(20)])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=pixels)
     assert choose_class_weights(["balanced"], data) == pytest.approx(expected.tolist())
