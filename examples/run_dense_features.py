@@ -52,10 +52,9 @@ class MethodArguments(Arguments):
         1.0, "Inverse strength of the L2 penalty of the logistic regression.", group=EVALUATION, rule=POSITIVE
     )
     eval_overlap: float = flag(
-        1 / 3,
+        0.0,
         "Smallest share of a window that it has in common with the next one, when validation images are larger.",
         group=EVALUATION,
-        default_words="1/3",
         rule=BELOW_1,
     )
 

@@ -27,9 +27,10 @@ SCRIPTS = (
     "run_semantic_segmentation",
     "segment",
     "run_knn",
+    "run_dense_features",
     "extract_features",
+    "convert_checkpoint",
 )
-SCRIPTS += ("convert_checkpoint",)
 BANNED = (
     "wanted is|wanted are|is told|are told|goes on where|goes on from|of ours|of theirs|in the place of|anew|"
     "waited out|looked at|decoding process"
