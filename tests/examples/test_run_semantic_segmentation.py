@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import f1_score, jaccard_score
@@ -273,3 +273,16 @@ def test_mask_that_changes_during_a_run_is_one_line(folders, small_checkpoint, t
     done = start("--output_dir", tmp_path / "other", *arguments, "--model_name_or_path", small_checkpoint, *SHORT,
                  script=SCRIPT)  # fmt: skip
     assert done.returncode == 2 and "8 masks differ in size" in done.stderr
+
+
+def test_segmenter_is_pushed_and_segments_from_the_hub(flags, tmp_path, hub):
+    done = segment(tmp_path / "run", *flags, "--push_to_hub", "--hub_model_id", "me/discs", "--max_steps", 2)
+    assert "Pushed step 2" in done.stdout
+    files = set(HfApi().list_repo_files("me/discs"))
+    assert {"per_class.csv", "confusion_matrix.png", "segmentation.png", "README.md", "dense_mae.py"} <= files
+    model = AutoModelForSemanticSegmentation.from_pretrained("me/discs", trust_remote_code=True)
+    own = AutoModelForSemanticSegmentation.from_pretrained(tmp_path / "run")
+    pixels = torch.rand(1, 3, *[model.config.image_size] * 2)
+    assert torch.equal(model.eval()(pixels).logits, own.eval()(pixels).logits)
+    answer = pipeline("image-segmentation", "me/discs")(Image.fromarray(draw_discs(100)[0]))
+    assert {each["label"] for each in answer} <= set(NAMES) and answer[0]["mask"].size == (64, 48)
