@@ -104,6 +104,10 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             rescaled to [0, 1] and not normalised.
         image_std (`float` or `list[float]`, *optional*):
             Standard deviation of each channel, with the same rules as `image_mean`.
+        standardize_images (`bool`, *optional*, defaults to `False`):
+            Whether the model gives each channel of each image mean 0 and variance 1 before it uses the image, in
+            training and in inference. Use it if brightness and contrast of a channel mean nothing, as in fluorescence
+            microscopy.
         out_features (`list[str]`, *optional*):
             Feature maps that [`MAEBackbone`] returns: "stem" is the input of the first block, "stage1" the output of
             the first block, and so on. Set either `out_features` or `out_indices`. By default it is the last block,
@@ -163,6 +167,7 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
     norm_pix_loss: bool = False
     image_mean: float | int | list[float | int] | tuple[float | int, ...] | None = None
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None = None
+    standardize_images: bool = False
     feature_pyramid: bool = False
     segmentation_head: Literal["linear", "upernet"] = "linear"
     segmentation_hidden_size: int | None = None

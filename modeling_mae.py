@@ -51,12 +51,15 @@ try:
         MaskedPatches,
         SquaredNorms,
         check_pixel_values,
+        image_statistics,
         invert,
         mask_from_noise,
         normalize,
         num_visible_patches,
+        patch_statistics,
         patchify,
         resize_patches,
+        standardize,
         take_patches,
     )
 except ImportError:
@@ -70,12 +73,15 @@ except ImportError:
         MaskedPatches,
         SquaredNorms,
         check_pixel_values,
+        image_statistics,
         invert,
         mask_from_noise,
         normalize,
         num_visible_patches,
+        patch_statistics,
         patchify,
         resize_patches,
+        standardize,
         take_patches,
     )
 
@@ -134,7 +140,7 @@ class MAEReconstructionOutput(ModelOutput):
     Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)`, normalised like `pixel_values`.
 
     Args:
-        masked: The input with the removed patches set to 0, which is the mean colour of normalised images.
+        masked: The input with the removed patches in the mean colour: 0, or of the image if it is standardised.
         reconstruction: The prediction of every patch.
         pasted: The prediction with the visible patches pasted over it.
         mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
@@ -486,9 +492,9 @@ class MAEModel(MAEPreTrainedModel):
         return outputs, tuple(to_feature_map(self.norm(outputs.hidden_states[i]), grid_size) for i in indices)
 
     def _normalized(self, pixels: Tensor, patches: bool = False) -> Tensor:
-        if pixels.dtype != torch.uint8:
-            return pixels
-        return normalize(pixels, self.config, patches).to(self.patch_embed.proj.weight.dtype)
+        if pixels.dtype == torch.uint8:
+            pixels = normalize(pixels, self.config, patches).to(self.patch_embed.proj.weight.dtype)
+        return pixels if patches else standardize(pixels, self.config)
 
     def mask_patches(
         self,
@@ -505,6 +511,8 @@ class MAEModel(MAEPreTrainedModel):
             shape, grid_size, pixel_values.device, bool_masked_pos, noise, mask_ratio
         )
         ids_shuffle = invert(ids_restore)
+        if self.config.standardize_images:  # from whole images
+            pixel_values = self._normalized(pixel_values)
         patches = take_patches(patchify(pixel_values, self.config.patch_size), ids_shuffle)
         return MaskedPatches(patches, ids_keep.shape[1], ids_shuffle, ids_restore, mask, grid_size)
 
@@ -611,11 +619,6 @@ class MAEForPreTraining(MAEPreTrainedModel):
             target = F.layer_norm(target, (size,), eps=1e-6 * bias) * math.sqrt(bias)
         return SquaredNorms.apply(predictions.float() - target).mean() / target.shape[-1]
 
-    @staticmethod
-    def _patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each patch, `(B, L, 1)` each, unbiased as in the official code."""
-        return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
-
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut images `(B, C, H, W)` of any size into patches `(B, L, P)`, in raster order and channels last."""
         check_pixel_values(pixel_values, self.config, any_size=True)
@@ -649,20 +652,19 @@ class MAEForPreTraining(MAEPreTrainedModel):
         if pixel_values.dtype == torch.uint8:
             pixel_values = normalize(pixel_values, self.config).to(self.dtype)
         outputs = self(pixel_values, return_loss=False, return_dict=True, **kwargs)
-        patches = self.patchify(pixel_values)
+        patches = self.patchify(standardize(pixel_values, self.config))
         prediction = outputs.logits
         if self.config.norm_pix_loss:
-            mean, std = self._patch_statistics(patches.float())
+            mean, std = patch_statistics(patches.float())
             prediction = prediction * std + mean
         prediction = prediction.to(patches.dtype)
         removed = outputs.mask[..., None].bool()
-        image_size = pixel_values.shape[2:]
-        return MAEReconstructionOutput(
-            masked=self.unpatchify(patches.masked_fill(removed, 0), image_size),
-            reconstruction=self.unpatchify(prediction, image_size),
-            pasted=self.unpatchify(torch.where(removed, prediction, patches), image_size),
-            mask=outputs.mask,
-        )
+        pictures = patches.masked_fill(removed, 0), prediction, torch.where(removed, prediction, patches)
+        images = [self.unpatchify(picture, pixel_values.shape[2:]) for picture in pictures]
+        if self.config.standardize_images:
+            mean, std = image_statistics(pixel_values)
+            images = [(image * std + mean).to(image.dtype) for image in images]
+        return MAEReconstructionOutput(*images, mask=outputs.mask)
 
 
 class MAEForImageClassification(MAEPreTrainedModel):

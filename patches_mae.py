@@ -118,6 +118,29 @@ def normalize(pixels: Tensor, config: PreTrainedConfig, patches: bool = False) -
     return pixels.sub_(mean.view(-1, 1, 1)).div_(std.view(-1, 1, 1))
 
 
+def image_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of each image `(B, C, H, W)`, float32 of shape `(B, C, 1, 1)`."""
+    images = images.float()
+    variance = images.var(dim=(2, 3), correction=0, keepdim=True)
+    return images.mean(dim=(2, 3), keepdim=True), (variance + 1e-6).sqrt()
+
+
+def standardize(images: Tensor, config: PreTrainedConfig) -> Tensor:
+    """
+    Give each channel of each image `(B, C, H, W)` mean 0 and variance 1 if `config.standardize_images` is set. That is
+    the instance norm before OpenPhenom's encoder. The mean and std of the data then cancel out.
+    """
+    if not config.standardize_images:
+        return images
+    mean, std = image_statistics(images)
+    return ((images - mean) / std).to(images.dtype)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each patch, `(B, L, 1)` each, unbiased as in the official code."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+
+
 def patchify(pixel_values: Tensor, patch_size: int | list[int] | tuple[int, int]) -> Tensor:
     """Cut images `(B, C, H, W)` into patches `(B, L, P)`, in raster order and channels last ("nchpwq->nhwpqc")."""
     height, width = to_pair(patch_size)

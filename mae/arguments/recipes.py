@@ -149,6 +149,11 @@ class PreTrainingRecipe(MixtureArguments, TileArguments, CropArguments, Recipe):
         "Normalise the target pixels within each patch (Table 1d).",
         default_words="the model's, which is off from scratch",
     )
+    standardize_images: bool | None = _model(
+        None,
+        "Give each channel of each image mean 0 and variance 1 in the model, in training and in inference.",
+        default_words="the model's, which is off from scratch",
+    )
     min_crop_area: float = _regularisation(
         0.2, "Smallest share of an image that a random crop takes.", only_if_set=True, rule=ABOVE_0
     )

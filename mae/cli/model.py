@@ -103,8 +103,8 @@ def build_model(
     """
     set_seed(recipe.seed)
     fields = (defaults or {}) | _processor_fields(recipe) | parse_overrides(recipe.config_overrides)
-    for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss"):
-        value = getattr(recipe, name, None)  # the last two are of pre-training
+    for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss", "standardize_images"):
+        value = getattr(recipe, name, None)  # the last three are of pre-training
         if value is not None:
             fields[name] = to_size(value) if isinstance(value, list) else value
     for name in ("image_mean", "image_std"):

@@ -35,7 +35,14 @@ _TRAINER_ARGUMENTS = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_rati
 # Fields that may differ from the checkpoint, whose tensors then still mean the same: no tensor depends on them, or it
 # is resampled, inflated or newly initialised, which is reported.
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
-_FREE_FIELDS |= {"norm_pix_loss", "pooling", "head_batch_norm", "drop_path_rate", "attention_probs_dropout_prob"}
+_FREE_FIELDS |= {
+    "norm_pix_loss",
+    "standardize_images",
+    "pooling",
+    "head_batch_norm",
+    "drop_path_rate",
+    "attention_probs_dropout_prob",
+}
 _FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *LABEL_FIELDS}
 _DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.

@@ -61,6 +61,11 @@ def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
         raise UserError(f"{layout} has no feature maps and no segmentation: load_checkpoint(..., MAEModel) first.")
     if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
         raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
+    if layout != "mae" and config.standardize_images:
+        raise UserError(
+            f"The {layout} code does not standardise images, which this model does (standardize_images). Standardise "
+            "them before the model there, and convert with --config_overrides standardize_images=false."
+        )
     encoder_without_norm = isinstance(model, MAEModel) and config.pooling == "mean"
     if layout == "timm" and encoder_without_norm:
         raise UserError("timm has no encoder without a last norm: convert the classifier, or load with pooling=cls.")

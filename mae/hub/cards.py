@@ -120,7 +120,8 @@ def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluation
         step: The step of the model.
         metrics, evaluations: The lines of metrics.jsonl and evaluations.jsonl up to this step.
     """
-    target = "pixels normalised within each patch" if facts.config.norm_pix_loss else "pixels"
+    of_images = " of standardised images" if facts.config.standardize_images else ""
+    target = ("pixels normalised within each patch" if facts.config.norm_pix_loss else "pixels") + of_images
     split = "validation" if facts.num_validation_images else "training"
     images = f"{facts.num_validation_images} validation images" if facts.num_validation_images else "training images"
     neighbours_metric = f"Accuracy of {facts.num_neighbours} nearest neighbours, {split} images"

@@ -40,6 +40,8 @@ def run_identity(
         "data": {"fingerprint": source.fingerprint, "images": len(source)},
         "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
     }
+    if not config.standardize_images:  # runs from before this field resume
+        del identity["model"]["standardize_images"]
     mixture = mixture_of(source)
     if mixture is not None:
         identity["data"]["parts"] = mixture.describe()

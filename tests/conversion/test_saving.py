@@ -94,6 +94,7 @@ def test_round_trip_through_every_layout(kind, layout, dtype, tmp_path):
         ("encoder", {"hidden_act": "relu"}, "official", "official code has hidden_act='gelu' only"),
         ("encoder", {"layer_norm_eps": 1e-2}, "timm", "timm code has layer_norm_eps=1e-06 only"),
         ("encoder", {"qkv_bias": False}, "official", "official code has qkv_bias=True only"),
+        ("encoder", {"standardize_images": True}, "timm", "timm code does not standardise images"),
         ("classification_cls", {}, "vit_mae", "no classifier"),
     ],
 )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from configuration_mae import MAEConfig
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel
+from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEForSemanticSegmentation, MAEModel
 from patches_mae import SquaredNorms, invert, normalize, patchify, take_patches
 from tests.support.models import assert_close, tiny_config, tiny_model
 
@@ -257,3 +257,73 @@ def test_embedding_of_patches_equals_the_convolution():
     images = torch.randn(2, 2, 32, 32)
     expected = F.conv2d(images, embedding.proj.weight, embedding.proj.bias, stride=(8, 4)).flatten(2).mT
     assert_close(embedding(patchify(images, (8, 4))), expected)
+
+
+# Standardisation of each image
+
+
+def standardized(images):
+    """Of normalised images, by NumPy in float64."""
+    images = images.double().numpy()
+    mean, variance = images.mean(axis=(2, 3), keepdims=True), images.var(axis=(2, 3), keepdims=True)
+    return torch.from_numpy((images - mean) / np.sqrt(variance + 1e-6)).float()
+
+
+def make_pair(model_class, **fields):
+    """A model that standardises images, and one of the same weights that does not."""
+    models = [tiny_model(model_class, standardize_images=flag, **fields).eval() for flag in (True, False)]
+    models[1].load_state_dict(models[0].state_dict())
+    return models
+
+
+@pytest.mark.parametrize(
+    "model_class, output",
+    [
+        (MAEModel, "last_hidden_state"),
+        (MAEForPreTraining, "logits"),
+        (MAEForPreTraining, "loss"),
+        (MAEForImageClassification, "logits"),
+        (MAEForSemanticSegmentation, "logits"),
+    ],
+)
+def test_model_standardises_images_as_numpy_does(model_class, output):
+    model, plain = make_pair(model_class)
+    images = make_images()
+    normalized = normalize(images, model.config)
+    arguments = {"noise": make_noise()} if model_class is MAEForPreTraining else {}
+    expected = plain(standardized(normalized), **arguments)[output]
+    for pixel_values in (images, normalized):
+        assert torch.allclose(model(pixel_values, **arguments)[output], expected, atol=1e-5)
+
+
+def test_brightness_and_contrast_of_a_channel_change_nothing():
+    model = tiny_model(MAEModel, standardize_images=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    gain, offset = torch.tensor([0.5, 2, 3]).view(3, 1, 1), torch.tensor([0.0, -1, 4]).view(3, 1, 1)
+    expected = model(images, noise=make_noise()).last_hidden_state
+    assert torch.allclose(model(images * gain + offset, noise=make_noise()).last_hidden_state, expected, atol=1e-4)
+    assert model(torch.ones(2, 3, 32, 32)).last_hidden_state.isfinite().all()  # no contrast
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_pictures_have_the_brightness_and_contrast_of_the_image(norm_pix_loss):
+    model, plain = make_pair(MAEForPreTraining, norm_pix_loss=norm_pix_loss)
+    images = torch.randn(2, 3, 32, 32) * 3 + 1
+    mean, std = images.mean((2, 3), keepdim=True), images.var((2, 3), correction=0, keepdim=True).add(1e-6).sqrt()
+    found = model.reconstruct(images, noise=make_noise())
+    expected = plain.reconstruct(standardized(images), noise=make_noise())
+    for name in ("masked", "reconstruction", "pasted"):
+        assert torch.allclose(found[name], expected[name] * std + mean, atol=1e-4)
+    visible = found.mask[..., None] == 0
+    assert torch.allclose(
+        model.patchify(found.pasted).masked_select(visible), model.patchify(images).masked_select(visible), atol=1e-5
+    )
+
+
+def test_standardisation_travels_with_a_model(tmp_path):
+    model = tiny_model(standardize_images=True)
+    model.save_pretrained(tmp_path)
+    encoder = MAEModel.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert encoder.config.standardize_images
+    assert_close(encoder(images * 5 + 2).last_hidden_state, model.mae.eval()(images).last_hidden_state, 1e-4)

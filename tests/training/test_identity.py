@@ -28,8 +28,8 @@ SOURCE = FiveImages()
 
 
 def identity(recipe, **more):
-    arguments = more.pop("arguments", RunArguments())
-    return run_identity(recipe, arguments, ACCELERATOR, SOURCE, MAEConfig(), 64, None, more.pop("task", {}))
+    arguments, config = more.pop("arguments", RunArguments()), more.pop("config", MAEConfig())
+    return run_identity(recipe, arguments, ACCELERATOR, SOURCE, config, 64, None, more.pop("task", {}))
 
 
 def test_keys_stay_what_stored_runs_have():
@@ -59,6 +59,12 @@ def test_keys_stay_what_stored_runs_have():
 def test_flags_that_change_no_result_are_left_out(change):
     recipe = PreTrainingRecipe()
     assert identity(recipe, arguments=RunArguments(**change)) == identity(recipe)
+
+
+def test_field_that_came_later_is_left_out_at_its_default():
+    recipe = PreTrainingRecipe()
+    assert "standardize_images" not in identity(recipe)["model"]
+    assert identity(recipe, config=MAEConfig(standardize_images=True))["model"]["standardize_images"] is True
 
 
 def test_task_adds_to_data_and_model():
