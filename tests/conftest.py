@@ -1,11 +1,13 @@
 """Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from tests.support.data import EMOJI, write_parquet
@@ -27,6 +29,20 @@ LONGEST = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
+
+
+@pytest.fixture(autouse=True)
+def same_caches() -> Iterator[None]:
+    """Fails a test that leaves another cache folder behind, in which later tests find nothing."""
+
+    def folders() -> tuple:
+        config = sys.modules.get("datasets.config")
+        return str(constants.HF_HUB_CACHE), None if config is None else str(config.HF_DATASETS_CACHE)
+
+    before = folders()
+    yield
+    after = folders()
+    assert after[0] == before[0] and before[1] in (None, after[1]), f"{before} has become {after}"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +31,9 @@ Result = TypeVar("Result")
 LARGE_PIXELS = 12_000_000
 TILES_ADVICE = "Pass --tile_size 512 to use tiles of it."
 _NPY = b"\x93NUMPY"
-_TIFF = (b"II*\0", b"MM\0*")
+# TIFF and BigTIFF, in both byte orders.
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
 
 
@@ -48,6 +50,8 @@ def explained(function: Callable[..., Result]) -> Callable[..., Result]:
             return function(*args, **kwargs)
         except (DecodingError, UserError):  # a missing package is no fault of the image
             raise
+        except UnidentifiedImageError as error:  # whose message has the address of a buffer
+            raise DecodingError("it is no image of a known format") from error
         except Image.DecompressionBombError as error:
             raise DecodingError(f"{type(error).__name__}: {first_line(error)} {TILES_ADVICE}") from error
         except Exception as error:
@@ -125,7 +129,9 @@ class EncodedImage(OpenImage):
     """
 
     @explained
-    def __init__(self, data: bytes | str, num_channels: int = 3):
+    def __init__(self, data: bytes | str | None, num_channels: int = 3):
+        if not data:
+            raise DecodingError("there is no image, only 0 bytes")
         if isinstance(data, str):
             _check_npy_file(data)
             with open(data, "rb") as file:
@@ -142,9 +148,10 @@ class EncodedImage(OpenImage):
         if num_channels in (1, 3) and decode_jpeg is not None and (size := plain_jpeg_size(data)):
             self.height, self.width = size
             return
-        self.picture = Image.open(io.BytesIO(data))  # limited to about 179 megapixels
+        self.picture = _open_picture(data)  # limited to about 179 megapixels
         self.width, self.height = self.picture.size
-        if self.picture.getexif().get(0x0112, 1) >= 5:  # turned by 90 degrees
+        self.orientation = _orientation(self.picture)
+        if self.orientation >= 5:  # turned by 90 degrees
             self.height, self.width = self.picture.size
         self.is_large = self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS
         if num_channels not in (1, 3):
@@ -165,10 +172,12 @@ class EncodedImage(OpenImage):
         picture = self.picture
         if reduction > 1:
             picture.draft(picture.mode, (picture.width // reduction, picture.height // reduction))
-        picture = ImageOps.exif_transpose(picture)
+        if self.orientation > 1:
+            picture = ImageOps.exif_transpose(picture)
+        # First, because Pillow cuts values of 16 bits off in all that it does with them.
+        picture = _to_8_bits(picture, self.picture.format)
         if picture.has_transparency_data:
             picture = on_white(picture)
-        picture = _to_8_bits(picture, self.picture.format)
         return np.atleast_3d(np.array(picture.convert("L" if self.num_channels == 1 else "RGB")))
 
 
@@ -193,7 +202,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def open_image(image: bytes | str | OpenImage, num_channels: int = 3) -> OpenImage:
     """Open an image, given as the bytes of its file, as a path, or as an image that several samples share."""
-    return EncodedImage(image, num_channels) if isinstance(image, bytes | str) else image.open(num_channels)
+    return image.open(num_channels) if isinstance(image, OpenImage) else EncodedImage(image, num_channels)
 
 
 def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
@@ -207,10 +216,44 @@ def on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 
+def _open_picture(data: bytes) -> Image.Image:
+    """Open an image file by Pillow. A PNG may have long texts or colour profiles, which do not count."""
+    try:
+        return Image.open(io.BytesIO(data))
+    except ValueError:
+        if not data.startswith(_PNG):
+            raise
+        return Image.open(io.BytesIO(_without_texts(data)))
+
+
+def _without_texts(png: bytes) -> bytes:
+    """A PNG file without its texts and colour profile, which Pillow refuses if they are longer than 1 MB."""
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(png):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        if png[at + 4 : at + 8] not in (b"tEXt", b"zTXt", b"iTXt", b"iCCP"):
+            kept.append(png[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation, 1 if the EXIF data is broken: orientation is a nicety, and the pixels are fine."""
+    try:
+        orientation = picture.getexif().get(0x0112, 1)
+    except Exception:  # of many kinds
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
 def _to_8_bits(picture: Image.Image, format: str) -> Image.Image:
-    """Scale 16 bits to 8; Pillow's own conversion would cut values off at 255."""
+    """Scale 16 bits to 8; Pillow's own conversion would cut values off at 255. A transparent value becomes white."""
     if picture.mode.startswith("I;16") or (picture.mode == "I" and format in ("PNG", "PPM")):
-        return Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        values = np.asarray(picture)
+        scaled = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if "transparency" in picture.info:
+            scaled[values == picture.info["transparency"]] = 255
+        return Image.fromarray(scaled)
     if picture.mode in ("I", "F"):
         raise ValueError(f"{format} with pixels of mode {picture.mode}, whose range is not known")
     return picture
@@ -250,9 +293,11 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
             with tifffile.TiffFile(io.BytesIO(data)) as tiff:
                 _check_pixels(tiff.pages[0].imagelength, tiff.pages[0].imagewidth)
                 array = tiff.asarray()
-        except ValueError as error:
+        except (ValueError, KeyError) as error:  # by version
             if "imagecodecs" in str(error):
-                raise UserError(f"A TIFF file needs another package ({error}): pip install imagecodecs") from None
+                raise UserError(
+                    f"A TIFF file needs another package ({first_line(error)}): pip install imagecodecs"
+                ) from None
             raise
     if array.ndim == 2:
         array = array[..., None]
@@ -265,6 +310,7 @@ def _read_array(data: bytes, num_channels: int) -> np.ndarray:
 
 def to_range_of_8_bits(array: np.ndarray) -> np.ndarray:
     """Scale (H, W, C) of uint8, uint16 or floats in [0, 1] to the range of 8 bits, with a plane per channel."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 257
     elif array.dtype.kind == "f":

@@ -3,7 +3,7 @@
 import importlib.util
 import json
 import os
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 from mae.data.sources import ImageFileSource, sample_rows
@@ -15,6 +15,10 @@ from mae.utils.text import listed
 
 
 IMAGE_EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+IMAGE_EXTENSIONS |= {".avif", ".jfif", ".jp2", ".jpe", ".pbm", ".pgm", ".pnm", ".tga"}
+# Images that are not read, or not as images of so many channels. A note counts those that lie in a folder.
+_OTHER_IMAGES = IMAGE_EXTENSIONS | {".npy", ".heic", ".heif", ".dng", ".cr2", ".nef", ".arw", ".psd", ".svg", ".exr"}
+_OTHER_IMAGES |= {".dcm", ".nii", ".czi", ".nd2", ".lif", ".svs", ".ndpi"}
 # For images with another number of channels than 1 and 3.
 ARRAY_EXTENSIONS = {".npy", ".tif", ".tiff"}
 # Bytes from which on a file is known by pieces of its content.
@@ -51,18 +55,24 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
             f"{flag} {folder} is the output directory of a run, whose pictures are no training images. Use another "
             "folder for the run or for the images."
         )
-    if extensions is None:
-        extensions = IMAGE_EXTENSIONS if num_channels in (1, 3) else ARRAY_EXTENSIONS
-    listing = _Listing(root, extensions)
+    kinds = [extensions]
+    if extensions is None:  # arrays only if there are no pictures, beside which they are often something else
+        kinds = [IMAGE_EXTENSIONS, {".npy"}] if num_channels in (1, 3) else [ARRAY_EXTENSIONS]
+    for extensions in kinds:
+        listing = _Listing(root, extensions)
+        paths = listing.walk()
+        if paths:
+            break
     files, index = {}, []
-    for path in listing.walk():
+    for path in paths:
         name = Path(path).relative_to(root).as_posix()
         files[name] = path
         index.append((name, os.path.getsize(path)))
     if not files:
         kind = "image files" if num_channels in (1, 3) else f"files of images with {num_channels} channels"
         left_out = f" ({'; '.join(listing.left_out())})" if listing.left_out() else ""
-        raise UserError(f"{flag} {folder} holds no {kind} ({', '.join(sorted(extensions))}){left_out}.")
+        wanted = ", ".join(sorted(set().union(*kinds)))
+        raise UserError(f"{flag} {folder} holds no {kind} ({wanted}){left_out}.")
     if extensions is ARRAY_EXTENSIONS and any(name.lower().endswith((".tif", ".tiff")) for name in files):
         if importlib.util.find_spec("tifffile") is None:
             raise UserError(f"{flag} {folder} holds TIFF files with {num_channels} channels: pip install tifffile")
@@ -124,6 +134,7 @@ class _Listing:
         self.root = root
         self.extensions = extensions
         self.num_hidden = 0
+        self.others: Counter[str] = Counter()
         self.broken_links: list[str] = []
         self.unreadable: list[str] = []
         self.runs: list[str] = []
@@ -167,13 +178,16 @@ class _Listing:
         return paths
 
     def _add(self, name: str, path: str, paths: list[str]) -> None:
-        is_image = os.path.splitext(name)[1].lower() in self.extensions
+        extension = os.path.splitext(name)[1].lower()
+        is_image = extension in self.extensions
         if _is_hidden(name):
             self.num_hidden += is_image
         elif os.path.islink(path) and not os.path.exists(path):
             self.broken_links.append(path)  # whatever its name: it may have led to a folder
         elif is_image:
             (self._links if os.path.islink(path) else paths).append(path)
+        elif extension in _OTHER_IMAGES:
+            self.others[extension] += 1
 
     def left_out(self) -> list[str]:
         """What was left out, in words."""
@@ -186,6 +200,9 @@ class _Listing:
             )
         if self.num_hidden:
             notes.append(f"{self.num_hidden} hidden files are left out")
+        if self.others:
+            kinds = listed([f"{extension} {count}" for extension, count in sorted(self.others.items())])
+            notes.append(f"{self.others.total()} files of other kinds are left out ({kinds})")
         if self.runs:
             notes.append(f"the output directories of runs are left out ({listed(self.runs)})")
         return notes

@@ -1,7 +1,9 @@
 """Decoding of image files and arrays."""
 
 import io
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -103,6 +105,54 @@ def test_decode_odd_images():
     assert decode_image(encode(palette, "GIF"))[:, 0, 0].tolist() == [0, 255, 0]
 
 
+def with_chunks(png, *chunks):
+    """A PNG with more chunks after its header."""
+    made = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return png[:33] + b"".join(made) + png[33:]
+
+
+@pytest.mark.parametrize("transparent", [0, 1300])
+def test_transparent_value_of_16_bits_is_white_and_the_others_are_scaled(transparent):
+    values = (np.mgrid[:40, :48][1] * 1300).astype(np.uint16)
+    data = encode(Image.fromarray(values), "PNG", transparency=transparent)
+    expected = np.where(values == transparent, 255, np.round(values / 257)).astype(np.uint8)
+    for channels in (1, 3):
+        assert np.array_equal(decode_image(data, channels)[0], expected)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        (b"eXIf", bytes([0, 8, 0, 2, 1, 0x12, 0, 3])),
+        (b"eXIf", b""),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(b"a" * 3_000_000)),
+        (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(b"a" * 3_000_000)),
+        (b"iCCP", b"profile\0\0" + zlib.compress(b"a" * 3_000_000)),
+    ],
+)
+def test_broken_orientation_and_long_texts_do_not_cost_the_pixels(chunk):
+    data = with_chunks(encode(picture(), "PNG"), chunk)
+    assert torch.equal(decode_image(data), decode_image(encode(picture(), "PNG")))
+
+
+def test_broken_orientation_of_a_large_jpeg_does_not_cost_the_pixels():
+    large = Image.new("RGB", (4000, 3000), "red")
+    data = encode(large, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode_image(data).shape == (3, 3000, 4000)
+    assert EncodedImage(data).decode_crop(0, 0, 3000, 4000, [8, 8])[0].min() > 240
+
+
+@pytest.mark.parametrize(
+    "data, message", [(b"", "no image, only 0 bytes"), (None, "no image"), (b"hello", "no image of a known format")]
+)
+def test_what_is_no_image_is_named_without_addresses(data, message):
+    example = SampleDataset(PreTrainingTransform(CONFIG))[sample(data)]
+    assert message in example["skipped"] and "0x" not in example["skipped"]
+
+
 def test_size_of_a_plain_jpeg():
     """By its markers as by Pillow; what is not plain is Pillow's."""
     for options in ({}, {"progressive": True}, {"subsampling": 0, "optimize": True}, {"dpi": (300, 300)}):
@@ -151,7 +201,9 @@ def test_array_files_of_any_type_become_8_bits(channels):
     """npy files of 8 and 16 bits and of floats, with the channels first or last."""
     generator = np.random.default_rng(0)
     eight = generator.integers(0, 256, (24, 40, channels), dtype=np.uint8)
-    for array in (eight, np.moveaxis(eight, 2, 0), eight.astype(np.uint16) * 257, (eight / 255).astype(np.float32)):
+    wide = eight.astype(np.uint16) * 257
+    floats = (eight / 255).astype(np.float32)
+    for array in (eight, np.moveaxis(eight, 2, 0), wide, wide.astype(">u2"), floats, floats.astype(">f4")):
         buffer = io.BytesIO()
         np.save(buffer, array)
         image = decode_image(buffer.getvalue(), channels)
@@ -190,10 +242,12 @@ def test_arrays_that_are_no_images():
 def test_tiff_of_many_channels():
     tifffile = pytest.importorskip("tifffile")
     array = np.random.default_rng(0).integers(0, 65536, (24, 40, 5), dtype=np.uint16)
-    buffer = io.BytesIO()
-    tifffile.imwrite(buffer, array)
-    image = decode_image(buffer.getvalue(), num_channels=5)
-    torch.testing.assert_close(image, torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / 257)
+    expected = torch.from_numpy(array.astype(np.float32)).permute(2, 0, 1) / 257
+    layouts = ({}, {"bigtiff": True}, {"byteorder": ">"}, {"byteorder": ">", "bigtiff": True}, {"compression": "lzw"})
+    for options in layouts:
+        buffer = io.BytesIO()
+        tifffile.imwrite(buffer, array, photometric="minisblack", planarconfig="contig", **options)
+        torch.testing.assert_close(decode_image(buffer.getvalue(), num_channels=5), expected)
 
 
 def test_jpeg_without_torchvisions_decoder(monkeypatch):

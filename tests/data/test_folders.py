@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 
 from mae.data.decoding import decode_image
@@ -152,3 +153,29 @@ def test_class_names_are_compared_in_one_unicode_form_and_keep_their_spelling(fo
     validation = open_folder(str(folder("caf\u00e9/1.png", root="val")), "--validation_dir")
     assert train.names == ["cafe\u0301", "tea"]
     assert read_labels(validation, "WHAT", names=train.names).values.tolist() == [0]
+
+
+def test_pictures_of_every_extension_are_read_and_other_kinds_are_counted(folder):
+    extensions = ("pgm", "jfif", "jpe", "jp2", "avif", "pnm", "pbm", "tga", "JPG")
+    root = folder(*(f"{number}.{extension}" for number, extension in enumerate(extensions)))
+    for name in ("a.heic", "b.HEIC", "c.dcm", "d.npy", "e.txt"):
+        (root / name).write_bytes(b"x")
+    source = open_folder(str(root), "--train_dir")
+    assert len(source) == 9
+    assert "4 files of other kinds are left out (.dcm 1, .heic 2, .npy 1)" in source.note and ".txt" not in source.note
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_folder_of_arrays_alone_is_read(tmp_path, channels):
+    array = np.random.default_rng(0).integers(0, 256, (12, 16, channels), dtype=np.uint8)
+    np.save(tmp_path / "a.npy", array)
+    source = open_folder(str(tmp_path), "--train_dir", channels)
+    (path,) = source.read(0, 0)
+    assert np.array_equal(decode_image(path, channels).permute(1, 2, 0), array)
+
+
+def test_pictures_beside_arrays_of_many_channels_are_counted(folder):
+    root = folder("a.png")
+    np.save(root / "b.npy", np.zeros((8, 8, 5), np.uint8))
+    source = open_folder(str(root), "--train_dir", 5)
+    assert names(source) == ["b.npy"] and "1 files of other kinds are left out (.png 1)" in source.note
