@@ -16,14 +16,21 @@ to resume. Exit codes: 0 finished; 1 the run failed; 2 invalid arguments, nothin
 checkpoint was saved. Launchers may replace the code.
 """
 
+from pathlib import Path
+
 from mae.arguments.classification import ClassificationFlags
 from mae.arguments.run import ClassificationArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.script import quick_imports, run_script
 
 
+HERE = Path(__file__).resolve().parent
+
+
 def main() -> None:
-    flags, arguments = parse_arguments(ClassificationFlags, ClassificationArguments, description=__doc__)
+    flags, arguments = parse_arguments(
+        ClassificationFlags, ClassificationArguments, description=__doc__, recipes=HERE / "recipes"
+    )
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     with quick_imports():
         from mae.cli.data import data_name, open_labelled_splits

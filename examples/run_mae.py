@@ -24,7 +24,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> None:
     recipe, arguments = parse_arguments(
-        PreTrainingRecipe, PreTrainingArguments, description=__doc__, default_recipe=HERE / "recipes" / "emoji.yaml"
+        PreTrainingRecipe, PreTrainingArguments, description=__doc__, recipes=HERE / "recipes", default_recipe="emoji"
     )
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     with quick_imports():

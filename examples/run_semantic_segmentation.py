@@ -18,14 +18,21 @@ the run failed; 2 invalid arguments, nothing was written; 75 interrupted, a chec
 the code.
 """
 
+from pathlib import Path
+
 from mae.arguments.segmentation import SegmentationArguments, SegmentationFlags
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
 from mae.utils.errors import UserError
 
 
+HERE = Path(__file__).resolve().parent
+
+
 def main() -> None:
-    flags, arguments = parse_arguments(SegmentationFlags, SegmentationArguments, description=__doc__)
+    flags, arguments = parse_arguments(
+        SegmentationFlags, SegmentationArguments, description=__doc__, recipes=HERE / "recipes"
+    )
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     from mae.cli.data import data_name
     from mae.cli.model import choose_statistics, find_num_channels, read_checkpoint

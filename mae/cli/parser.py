@@ -17,6 +17,7 @@ from transformers.hf_argparser import string_to_bool
 from mae.arguments.flags import GROUPS, Flag, expand_home
 from mae.arguments.names import suggestion
 from mae.arguments.run import RunArguments
+from mae.cli.recipe_files import find_recipe, list_recipes
 from mae.cli.trainer import SHOWN, TOKENS, TRAINER_FLAGS, check_trainer_flag, other_trainer_flags
 from mae.utils.errors import UserError
 
@@ -41,6 +42,7 @@ _REPLACED = {
     "warmup_steps": ("warmup_ratio",),
 }
 _METAVARS = {int: "N", float: "X"}
+_LIST_HELP = "List the recipes of this script with hardware, time and expectation, and end."
 _TRAINER_GROUP = "flags of transformers' Trainer"
 _TRAINER_HELP = """\
 These are accepted without effect, so that commands for transformers' run_mae.py run as they are.
@@ -57,6 +59,14 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if action.type is string_to_bool:
             return f"{name}, --no_{action.dest}" if action.default is True else name
         return f"{name} {self._format_args(action, action.metavar or 'TEXT')}"
+
+
+class _ListRecipes(argparse.Action):
+    """Prints the recipes of a script, and ends it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *values: Any) -> NoReturn:
+        print(list_recipes(*self.const))
+        parser.exit()
 
 
 class _Parser(HfArgumentParser):
@@ -217,7 +227,11 @@ def _drop_replaced(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, A
 
 
 def parse_arguments(
-    *dataclasses: type, description: str, default_recipe: Path | None = None, argv: Sequence[str] | None = None
+    *dataclasses: type,
+    description: str,
+    recipes: Path | None = None,
+    default_recipe: str | None = None,
+    argv: Sequence[str] | None = None,
 ) -> tuple[Any, ...]:
     """
     Fill dataclasses from a recipe file and flags. Flags win over the recipe.
@@ -225,7 +239,8 @@ def parse_arguments(
     Flags of transformers' Trainer are accepted if a dataclass is one of [`RunArguments`].
 
     Args:
-        default_recipe: Recipe for a command line that names neither a recipe nor data.
+        recipes: Folder of the recipes that --recipe finds by name.
+        default_recipe: Name of the recipe for a command line that names neither a recipe nor data.
         argv: The command line (default: that of the process).
 
     Raises:
@@ -236,9 +251,12 @@ def parse_arguments(
     names = [item.name for dataclass_type in dataclasses for item in fields(dataclass_type)]
     default = "none"
     if default_recipe is not None:
-        default = f"{default_recipe.name} with other defaults than below, if the command names no data either"
-    words = f"YAML file of flags. Flags on the command line override it. (default: {default})"
-    parser.add_argument("--recipe", metavar="PATH", help=words)
+        default = f"{default_recipe} with other defaults than below, if the command names no data either"
+    words = f"YAML file of flags, or the name of one. Flags on the command line override it. (default: {default})"
+    parser.add_argument("--recipe", metavar="RECIPE", help=words)
+    if recipes is not None:
+        script = Path(sys.argv[0]).name
+        parser.add_argument("--list_recipes", action=_ListRecipes, nargs=0, const=(recipes, script), help=_LIST_HELP)
     trains = any(issubclass(dataclass_type, RunArguments) for dataclass_type in dataclasses)
     if trains:
         parser.add_trainer_flags(list(TRAINER_FLAGS))
@@ -254,7 +272,9 @@ def parse_arguments(
 
     path = given.get("recipe")
     if path is None and default_recipe is not None and not {"dataset_name", "train_dir"} & given.keys():
-        path = str(default_recipe)
+        path = default_recipe
+    if path is not None:
+        path = find_recipe(path, recipes)
     recipe = {} if path is None else _drop_replaced(read_recipe(path, names), given)
     try:
         parser.set_defaults(**{name: parser.convert(name, value) for name, value in recipe.items()})
