@@ -12,6 +12,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,7 +33,6 @@ def main(argv: list[str] | None = None) -> None:
     from tests.support.data import write_tar
 
     disable_progress_bars()
-    tar_index.is_main_process = lambda: False  # no progress bar
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         images = ((f"{row:06}.jpg", generator.bytes(arguments.image_bytes)) for row in range(arguments.members))
@@ -44,7 +44,6 @@ def main(argv: list[str] | None = None) -> None:
         "chosen": {},
     }
     print(f"{arguments.members:,} images of {arguments.image_bytes:,} bytes, {size / 1e6:.0f} MB")
-    defaults = {name: getattr(tar_index, name) for name in ("SKIP", "SMALL_BLOCK")}
     per_request = 0.1  # until it is measured
     for delay in arguments.delay:
         HUB.faults.clear()
@@ -54,13 +53,13 @@ def main(argv: list[str] | None = None) -> None:
             if way == "headers" and arguments.members * (per_request + 2 * delay) > arguments.max_seconds:
                 print(f"{1000 * delay:4.0f} ms, {way:8}: left out, {2 * arguments.members:,} requests")
                 continue
-            for name, value in (defaults | values).items():
-                setattr(tar_index, name, value)
-            datasets.config.HF_DATASETS_CACHE = Path(FOLDER.name) / f"{delay}-{number}"  # empty
             HUB.requests.clear()
-            started = time.perf_counter()
-            (index,) = tar_index.read_indexes([file])
-            seconds = time.perf_counter() - started
+            empty = patch.object(datasets.config, "HF_DATASETS_CACHE", Path(FOLDER.name) / f"{delay}-{number}")
+            # No main process draws no progress bar.
+            with empty, patch.multiple(tar_index, is_main_process=lambda: False, **values):
+                started = time.perf_counter()
+                (index,) = tar_index.read_indexes([file])
+                seconds = time.perf_counter() - started
             assert len(index.names) == arguments.members
             sent = sum(request.sent for request in HUB.requests)
             if way == "headers":
