@@ -47,5 +47,5 @@ def test_five_channels_are_drawn_and_unreadable_images_are_an_error(tmp_path):
     views.save_views(source_of(data), PreTrainingTransform(config), 5, 1, tmp_path / "a.png")
     # Stretched, so that values of 12 bits are not black.
     assert np.array(Image.open(tmp_path / "a.png").convert("L"))[50:200, 50:200].std() > 40
-    with pytest.raises(UserError, match="--preview_augmentation: none of the first images .*cannot identify"):
+    with pytest.raises(UserError, match="--preview_augmentation: none of the first images .*no image"):
         views.save_views(BrokenSource([b"no", b"no"]), PreTrainingTransform(config), 3, 1, tmp_path / "a.png")

@@ -253,7 +253,7 @@ def test_unreadable_images_are_named_and_too_many_stop_the_run(emoji_bytes, tmp_
     assert whole.returncode == 0 and "Resuming after step 10" in whole.stdout, whole.stderr
     skipped = [json.loads(line) for line in (tmp_path / "whole" / "skipped.jsonl").read_text().splitlines()]
     assert sorted(line["row"] for line in skipped) == [3, 13, 23, 33, 43, 53, 63, 73]
-    assert all(line["file"] == "bad.parquet" and "Unidentified" in line["reason"] for line in skipped)
+    assert all(line["file"] == "bad.parquet" and "no image of a known format" in line["reason"] for line in skipped)
     shown = [line for line in over.stderr.splitlines() if line.startswith("Skipped an unreadable image")]
     assert len(shown) == 5 and "skipped.jsonl" in shown[-1] and "Skipped" not in whole.stderr
     parts = train(
