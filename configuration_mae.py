@@ -108,6 +108,16 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Whether the model gives each channel of each image mean 0 and variance 1 before it uses the image, in
             training and in inference. Use it if brightness and contrast of a channel mean nothing, as in fluorescence
             microscopy.
+        input_channels (`list[int | str]`, *optional*):
+            Channels of an image file that the model's channels are read from: numbers from 1, or names. By default all
+            channels of the file, in their order. The model itself does not use it.
+        value_range (`(float, float)` or a list of such pairs, *optional*):
+            The values of an image file that are 0 and 1 in the model's input before `image_mean` and `image_std`, for
+            all channels or for each. Values beyond are cut off. By default the range of the type. The model itself
+            does not use it.
+        nodata (`float`, *optional*):
+            The value of an image file that stands for missing data, beside those that are not finite. Such values are
+            replaced by `image_mean`. The model itself does not use it.
         out_features (`list[str]`, *optional*):
             Feature maps that [`MAEBackbone`] returns: "stem" is the input of the first block, "stage1" the output of
             the first block, and so on. Set either `out_features` or `out_indices`. By default it is the last block,
@@ -168,6 +178,9 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
     image_mean: float | int | list[float | int] | tuple[float | int, ...] | None = None
     image_std: float | int | list[float | int] | tuple[float | int, ...] | None = None
     standardize_images: bool = False
+    input_channels: list[int | str] | tuple[int | str, ...] | None = None
+    value_range: list | tuple | None = None
+    nodata: float | int | None = None
     feature_pyramid: bool = False
     segmentation_head: Literal["linear", "upernet"] = "linear"
     segmentation_hidden_size: int | None = None
@@ -190,6 +203,12 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             if isinstance(value, (int, float)):
                 value = [value] * self.num_channels
             setattr(self, name, None if value is None else [float(channel) for channel in value])
+        if self.value_range:
+            pairs = self.value_range if isinstance(self.value_range[0], (list, tuple)) else [self.value_range]
+            pairs = list(pairs) * (self.num_channels if len(pairs) == 1 else 1)
+            self.value_range = [[float(value) for value in pair] for pair in pairs]
+        if self.input_channels is not None:
+            self.input_channels = list(self.input_channels)
         if self.class_weights is not None:
             self.class_weights = [float(weight) for weight in self.class_weights]
         selected = [kwargs.pop(name, None) for name in ("out_features", "out_indices")]
@@ -318,7 +337,23 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r} must be positive.")
+        self._validate_files()
         self._validate_dense()
+
+    def _validate_files(self) -> None:
+        """Check the fields that describe image files."""
+        for name in ("input_channels", "value_range"):
+            value = getattr(self, name)
+            if value is not None and len(value) != self.num_channels:
+                raise ValueError(f"{name}={value!r} must hold one value for each of num_channels={self.num_channels}.")
+        for channel in self.input_channels or ():
+            if channel == "" or (isinstance(channel, int) and channel < 1):
+                raise ValueError(f"input_channels={self.input_channels!r} must hold names, or numbers from 1.")
+        for pair in self.value_range or ():
+            if len(pair) != 2 or not (math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] < pair[1]):
+                raise ValueError(f"value_range={self.value_range!r} must hold pairs of a low and a higher number.")
+        if self.nodata is not None and not math.isfinite(self.nodata):
+            raise ValueError(f"nodata={self.nodata!r} must be finite. Other values are missing data anyway.")
 
     def _validate_dense(self) -> None:
         """Check the fields of backbones and segmentation."""
@@ -347,6 +382,8 @@ DENSE_FIELDS = (
     "semantic_loss_ignore_index",
     "class_weights",
 )
+# The fields that describe image files.
+FILE_FIELDS = ("input_channels", "value_range", "nodata")
 # The other fields that MAEConfig itself defines, in order. It inherits more from PreTrainedConfig.
 CONFIG_FIELDS = tuple(
     name for name in MAEConfig.__annotations__ if not name.startswith("_") and name not in DENSE_FIELDS
@@ -360,4 +397,4 @@ MAEConfig.register_for_auto_class()
 if not __package__:
     AutoConfig.register("mae", MAEConfig, exist_ok=True)
 
-__all__ = ["CONFIG_FIELDS", "DENSE_FIELDS", "LABEL_FIELDS", "MAEConfig"]
+__all__ = ["CONFIG_FIELDS", "DENSE_FIELDS", "FILE_FIELDS", "LABEL_FIELDS", "MAEConfig"]

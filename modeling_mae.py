@@ -61,6 +61,7 @@ try:
         resize_patches,
         standardize,
         take_patches,
+        target_patches,
     )
 except ImportError:
     if __package__:
@@ -83,6 +84,7 @@ except ImportError:
         resize_patches,
         standardize,
         take_patches,
+        target_patches,
     )
 
 
@@ -577,11 +579,13 @@ class MAEForPreTraining(MAEPreTrainedModel):
         output_attentions: bool | None = None,
         return_loss: bool = True,
         return_logits: bool = True,
+        patch_weights: Tensor | None = None,
     ) -> MAEForPreTrainingOutput:
         """
         Mask images, encode the visible patches and predict all. Arguments and errors as in [`MAEModel.forward`]. A
         mask that keeps or removes no patch raises a `ValueError` too. `return_loss=False` skips the loss, and
-        `return_logits=False` the predictions that the loss does not need.
+        `return_logits=False` the predictions that the loss does not need. `patch_weights` of shape `(B, L)` are
+        factors of the loss of each patch, 0 for missing data.
         """
         masked = self.mae.mask_patches(
             pixel_values,
@@ -597,8 +601,10 @@ class MAEForPreTraining(MAEPreTrainedModel):
         num_skipped = 0 if return_logits else masked.num_visible
         predictions = self.decoder(outputs.last_hidden_state, masked.ids_shuffle, masked.grid_size, num_skipped)
         removed = predictions[:, masked.num_visible - num_skipped :]
+        if patch_weights is not None:
+            patch_weights = patch_weights.gather(1, masked.ids_shuffle[:, masked.num_visible :])
         return MAEForPreTrainingOutput(
-            loss=self.loss(masked.removed, removed) if return_loss else None,
+            loss=self.loss(masked.removed, removed, patch_weights) if return_loss else None,
             logits=take_patches(predictions, masked.ids_restore) if return_logits else None,
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
@@ -606,18 +612,14 @@ class MAEForPreTraining(MAEPreTrainedModel):
             attentions=outputs.attentions,
         )
 
-    def loss(self, patches: Tensor, predictions: Tensor) -> Tensor:
+    def loss(self, patches: Tensor, predictions: Tensor, weights: Tensor | None = None) -> Tensor:
         """
         Mean squared error of the predictions for removed patches (Section 3, "Reconstruction target"), a scalar in
-        float32. Both arguments have the shape `(B, removed, P)`. Patches are normalised pixels, or uint8.
+        float32. Both arguments have the shape `(B, removed, P)`, the weights of patches `(B, removed)`. Patches are
+        normalised pixels, or uint8.
         """
-        target = normalize(patches, self.config, patches=True) if patches.dtype == torch.uint8 else patches.float()
-        if self.config.norm_pix_loss:
-            # Layer norm divides by the biased std, and takes a tenth of the time of `Tensor.var` on a CPU.
-            size = target.shape[-1]
-            bias = (size - 1) / size
-            target = F.layer_norm(target, (size,), eps=1e-6 * bias) * math.sqrt(bias)
-        return SquaredNorms.apply(predictions.float() - target).mean() / target.shape[-1]
+        errors = SquaredNorms.apply(predictions.float() - target_patches(patches, self.config))
+        return (errors if weights is None else errors * weights).mean() / patches.shape[-1]
 
     def patchify(self, pixel_values: Tensor) -> Tensor:
         """Cut images `(B, C, H, W)` of any size into patches `(B, L, P)`, in raster order and channels last."""

@@ -47,6 +47,7 @@ def main() -> None:
 
     from mae.cli.data import open_splits
     from mae.cli.model import load_encoder
+    from mae.data.bands import bands_of
     from mae.data.labels import read_labels
     from mae.data.subsets import origin_columns
     from mae.evaluation.features import compute_features, log_skipped
@@ -67,7 +68,7 @@ def main() -> None:
     encoder, report = load_encoder(arguments, accelerator)
     arguments.pooling = arguments.pooling or encoder.config.pooling
     logger.info(report)
-    sources = open_splits(arguments, encoder.config.num_channels, arguments.data_retry_minutes)
+    sources = open_splits(arguments, bands_of(encoder.config), arguments.data_retry_minutes)
     source = sources[output.split == "validation"]
     if source is None:
         raise UserError("--split validation: the data has no validation images.")

@@ -73,6 +73,7 @@ def main() -> None:
 
     from mae.cli.model import load_encoder
     from mae.cli.segmentation import open_masked_splits
+    from mae.data.bands import bands_of
     from mae.data.loader import choose_num_workers
     from mae.evaluation.dense_features import PatchSegmenter, collect_patches, knn_scorer, logistic_scorer
     from mae.evaluation.evaluator import EvaluationContext
@@ -87,8 +88,8 @@ def main() -> None:
         flags.data_retry_minutes,
         choose_num_workers(flags.dataloader_num_workers, accelerator.device),
     )
-    channels, sizes = encoder.config.num_channels, (flags.max_train_samples, flags.max_eval_samples)
-    data = open_masked_splits(flags, flags, channels, minutes, *sizes)
+    bands, sizes = bands_of(encoder.config), (flags.max_train_samples, flags.max_eval_samples)
+    data = open_masked_splits(flags, flags, bands, minutes, *sizes)
     for note in data.notes:
         logger.info(note)
     reading = {"batch_size": flags.batch_size, "num_workers": num_workers, "retry_minutes": minutes}

@@ -34,7 +34,7 @@ def main() -> None:
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     with quick_imports():
         from mae.cli.data import data_name, open_labelled_splits
-        from mae.cli.model import build_classifier, choose_statistics, find_num_channels, read_checkpoint
+        from mae.cli.model import build_classifier, choose_statistics, find_bands, read_checkpoint
         from mae.cli.preview import preview_augmentation
         from mae.cli.report import ClassificationReport
         from mae.cli.run import run_training
@@ -50,9 +50,9 @@ def main() -> None:
 
     minutes = arguments.data_retry_minutes
     weights = read_checkpoint(flags, minutes)
-    channels = find_num_channels(flags, weights)
+    bands = find_bands(flags, weights)
     (source, labels), (validation, validation_labels) = open_labelled_splits(
-        flags, channels, minutes, arguments.max_eval_samples
+        flags, bands, minutes, arguments.max_eval_samples
     )
     model, found, recipe = build_classifier(flags, weights, labels)
     num_images, num_processes = len(source), accelerator.num_processes

@@ -48,6 +48,7 @@ def main() -> None:
 
     from mae.cli.data import open_labelled_splits
     from mae.cli.model import load_encoder
+    from mae.data.bands import bands_of
     from mae.evaluation.features import compute_features, log_skipped
     from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
     from mae.training.accelerator import make_accelerator
@@ -59,8 +60,8 @@ def main() -> None:
     encoder, report = load_encoder(arguments, accelerator)
     arguments.pooling = arguments.pooling or encoder.config.pooling
     logger.info(report)
-    channels, minutes = encoder.config.num_channels, arguments.data_retry_minutes
-    splits = open_labelled_splits(arguments, channels, minutes, arguments.max_eval_samples)
+    bands, minutes = bands_of(encoder.config), arguments.data_retry_minutes
+    splits = open_labelled_splits(arguments, bands, minutes, arguments.max_eval_samples)
     if splits[0][1].is_multi_label:
         raise UserError("Neighbours vote for one class, but these images have several labels.")
     device, sides = accelerator.device, []

@@ -33,6 +33,7 @@ def main() -> None:
         from mae.cli.preview import preview_augmentation
         from mae.cli.report import PreTrainingReport
         from mae.cli.run import run_training
+        from mae.data.bands import bands_of
         from mae.data.loader import choose_num_workers
         from mae.evaluation.evaluator import Evaluator
         from mae.evaluation.neighbours import make_neighbours
@@ -47,7 +48,7 @@ def main() -> None:
     model, found = build_model(recipe, read_checkpoint(recipe, arguments.data_retry_minutes))
     if found is not None:
         recipe.model_revision = found.revision
-    source, held_out = open_splits(recipe, model.config.num_channels, arguments.data_retry_minutes)
+    source, held_out = open_splits(recipe, bands_of(model.config), arguments.data_retry_minutes)
     num_images, num_processes = len(source), accelerator.num_processes
     notes = fit_to_small_data(recipe, arguments, num_images, num_processes)
     measured = choose_statistics(model, source, recipe, arguments)
@@ -61,6 +62,7 @@ def main() -> None:
         arguments.eval_steps,
         batch_size,
         "Validation images" if held_out else "Training images",
+        max_nodata_share=recipe.max_nodata_share,
     )
     evaluators: list[Evaluator] = [reconstruction]
     if arguments.knn_epochs is not None:
@@ -71,7 +73,7 @@ def main() -> None:
     if arguments.dense_epochs is not None:
         from mae.cli.dense import make_dense_evaluator
 
-        evaluators.append(make_dense_evaluator(recipe, arguments, model.config.num_channels, accelerator))
+        evaluators.append(make_dense_evaluator(recipe, arguments, bands_of(model.config), accelerator))
 
     training = Training(task, recipe, arguments, accelerator, evaluators)
     report = PreTrainingReport(training, len(reconstruction.images) if held_out else None)

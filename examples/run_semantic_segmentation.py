@@ -35,7 +35,7 @@ def main() -> None:
     )
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     from mae.cli.data import data_name
-    from mae.cli.model import choose_statistics, find_num_channels, read_checkpoint
+    from mae.cli.model import choose_statistics, find_bands, read_checkpoint
     from mae.cli.report import SegmentationReport
     from mae.cli.run import run_training
     from mae.cli.segmentation import build_segmenter, open_masked_splits
@@ -51,8 +51,8 @@ def main() -> None:
         raise UserError("Segmentation does not work with FSDP, because ranks evaluate images of other sizes. Use DDP.")
     minutes = arguments.data_retry_minutes
     weights = read_checkpoint(flags, minutes)
-    channels = find_num_channels(flags, weights)
-    data = open_masked_splits(flags, flags, channels, minutes, flags.max_train_samples, arguments.max_eval_samples)
+    bands = find_bands(flags, weights)
+    data = open_masked_splits(flags, flags, bands, minutes, flags.max_train_samples, arguments.max_eval_samples)
     model, found, recipe = build_segmenter(flags, weights, data)
     source, masks = data.train
     notes = fit_to_small_data(recipe, arguments, len(source), accelerator.num_processes)

@@ -66,6 +66,7 @@ def main() -> None:
     from tqdm import tqdm
 
     from mae.cli.segmentation import find_images, load_segmenter, read_colours
+    from mae.data.bands import bands_of
     from mae.data.decoding import DecodingError
     from mae.evaluation.segmenter import Segmenter
     from mae.training.accelerator import make_accelerator
@@ -75,7 +76,7 @@ def main() -> None:
     accelerator = make_accelerator(arguments)
     model, report = load_segmenter(arguments.model, arguments.model_revision, arguments.data_retry_minutes)
     logger.info(report)
-    images = find_images(arguments.images, model.config.num_channels)
+    images = find_images(arguments.images, bands_of(model.config))
     output, place = Path(arguments.output), Path(arguments.images)
     if output.resolve().is_relative_to(place.resolve()) or (
         place.is_file() and output.resolve() == place.resolve().parent

@@ -1,6 +1,7 @@
 """Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
 
 import io
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,11 @@ from tests.support.data import EMOJI, write_parquet
 from tests.support.fake_hub import Hub
 from tests.support.loopback import HUB, upload
 
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the runs that tests start and stop.
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 # The longest files, which start first. Otherwise one process is still at the last of them while the others wait.
 LONGEST = [

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mae.arguments.bands import BandArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.flags import AT_LEAST_1, DATA, EVALUATION, HARDWARE, HEIGHT_AND_WIDTH, MODEL, flag, one_of
 from mae.arguments.run import HardwareArguments
@@ -46,7 +47,7 @@ class CheckpointArguments(DataArguments):
 
 
 @dataclass
-class ModelArguments(CheckpointArguments):
+class ModelArguments(BandArguments, CheckpointArguments):
     """Flags that choose the images and the model."""
 
     model_size: str | None = _model(

@@ -157,6 +157,13 @@ class PreTrainingRecipe(MixtureArguments, TileArguments, CropArguments, Recipe):
     min_crop_area: float = _regularisation(
         0.2, "Smallest share of an image that a random crop takes.", only_if_set=True, rule=ABOVE_0
     )
+    max_nodata_share: float = flag(
+        0.5,
+        "A patch in which missing data takes a larger share of the values is not predicted.",
+        only_if_set=True,
+        group=MODEL,
+        rule=FRACTION,
+    )
     max_train_samples: int | None = flag(  # the fingerprint of the data changes with it
         None,
         "Number of training images to use, drawn by --seed.",

@@ -12,7 +12,8 @@ from mae.arguments.classification import ProtocolArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.model import FeatureArguments
 from mae.cli.mixture import describe_shares, mixed_names, open_mixture, short_name
-from mae.data.folders import ARRAY_EXTENSIONS, IMAGE_EXTENSIONS, open_folder
+from mae.data.bands import Bands
+from mae.data.folders import kinds_of_files, open_folder
 from mae.data.labels import Labels, check_classes, hold_out_labelled, read_labels, select, stratified_sample
 from mae.data.opening import open_dataset
 from mae.data.sources import Source
@@ -47,7 +48,7 @@ def set_cache(cache_dir: str | None) -> None:
         datasets.config.HF_DATASETS_CACHE = Path(cache_dir) / "datasets"
 
 
-def open_splits(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
+def open_splits(data: DataArguments, bands: Bands, retry_minutes: float) -> tuple[Source, Source | None]:
     """
     The training images, and the validation images if there are any.
 
@@ -55,9 +56,9 @@ def open_splits(data: DataArguments, num_channels: int, retry_minutes: float) ->
     --train_val_split of the training images is held out; without that flag a test split is used.
 
     Args:
-        num_channels: Channels of the model's images, because files of arrays are read by it.
+        bands: What is read of image files.
     """
-    train, validation = _open(data, num_channels, retry_minutes)
+    train, validation = _open(data, bands, retry_minutes)
     if validation is None and data.train_val_split is not None:
         train, validation = hold_out(train, data.train_val_split, data.seed)
     count, total = getattr(data, "max_train_samples", None), len(train)
@@ -69,7 +70,7 @@ def open_splits(data: DataArguments, num_channels: int, retry_minutes: float) ->
 
 def open_labelled_splits(
     data: ProtocolArguments | FeatureArguments,
-    num_channels: int,
+    bands: Bands,
     retry_minutes: float,
     max_eval_samples: int | None = None,
 ) -> tuple[LabelledSource, LabelledSource]:
@@ -80,7 +81,7 @@ def open_labelled_splits(
     Raises:
         UserError: if there are no validation images, and as [`read_labels`] does.
     """
-    source, validation = _open(data, num_channels, retry_minutes)
+    source, validation = _open(data, bands, retry_minutes)
     column = data.label_column_name
     name = describe_source(data)
     labels = read_labels(source, name, column)
@@ -98,24 +99,24 @@ def open_labelled_splits(
     return train, _sample(*held_out, max_eval_samples, 0, "held-out samples")
 
 
-def _open(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
+def _open(data: DataArguments, bands: Bands, retry_minutes: float) -> tuple[Source, Source | None]:
     """The training images, and the data's own images for validation unless --train_val_split replaces them."""
     set_cache(data.cache_dir)
     if mixed_names(data):
-        train, validation = open_mixture(data, lambda part: _open_one(part, num_channels, retry_minutes))
+        train, validation = open_mixture(data, lambda part: _open_one(part, bands, retry_minutes))
     else:
-        train, validation = _open_one(data, num_channels, retry_minutes)
+        train, validation = _open_one(data, bands, retry_minutes)
     if validation is not None and data.train_val_split is not None:
         logger.info("Note: --train_val_split has no effect, because the data has validation images.")
     return train, validation
 
 
-def _open_one(data: DataArguments, num_channels: int, retry_minutes: float) -> tuple[Source, Source | None]:
+def _open_one(data: DataArguments, bands: Bands, retry_minutes: float) -> tuple[Source, Source | None]:
     """The training and validation images of a single data set."""
     if data.train_dir is not None:
-        train, validation = _open_folder(data, "train_dir", num_channels), None
+        train, validation = _open_folder(data, "train_dir", bands), None
         if data.validation_dir is not None:
-            validation = _open_folder(data, "validation_dir", num_channels)
+            validation = _open_folder(data, "validation_dir", bands)
     else:
         # A test split is used for validation, unless images are held out for it.
         splits = ("validation", "test") if data.train_val_split is None else ("validation",)
@@ -131,17 +132,16 @@ def _open_one(data: DataArguments, num_channels: int, retry_minutes: float) -> t
     return train, validation
 
 
-def _open_folder(data: DataArguments, name: str, num_channels: int) -> Source:
+def _open_folder(data: DataArguments, name: str, bands: Bands) -> Source:
     """The image files of the folder that a flag names, cut into tiles if flags ask for it."""
     folder, flag = getattr(data, name), f"--{name}"
     size = getattr(data, "tile_size", None)
     if size is None:
-        return open_folder(folder, flag, num_channels)
+        return open_folder(folder, flag, bands)
     tiling = Tiling(size, data.tile_overlap, data.max_empty_share)
-    extensions = ARRAY_EXTENSIONS if num_channels not in (1, 3) else IMAGE_EXTENSIONS | {".npy"}
-    files = open_folder(folder, flag, num_channels, extensions)
+    files = open_folder(folder, flag, bands, set().union(*kinds_of_files(bands)))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "mae_tiles"
-    return cut_source(files, tiling, num_channels, cache, f"{flag} {folder}")
+    return cut_source(files, tiling, bands, cache, f"{flag} {folder}")
 
 
 def _sample(source: Source, labels: Labels, count: int | None, seed: int, purpose: str) -> LabelledSource:

@@ -7,13 +7,14 @@ from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import PreTrainingArguments
 from mae.cli.mixture import mixed_names
 from mae.cli.segmentation import open_masked_splits
+from mae.data.bands import Bands
 from mae.data.loader import choose_num_workers
 from mae.evaluation.dense_features import MAX_TRAIN_IMAGES, MAX_VALIDATION_IMAGES, DenseFeaturesEvaluator
 from mae.utils.errors import UserError
 
 
 def make_dense_evaluator(
-    recipe: PreTrainingRecipe, arguments: PreTrainingArguments, num_channels: int, accelerator: Accelerator
+    recipe: PreTrainingRecipe, arguments: PreTrainingArguments, bands: Bands, accelerator: Accelerator
 ) -> DenseFeaturesEvaluator:
     """
     The evaluator that --dense_epochs asks for, on up to 200 training images and 50 validation images with masks.
@@ -28,7 +29,7 @@ def make_dense_evaluator(
         raise UserError(f"{every} does not work with FSDP, because ranks evaluate images of other sizes. Use DDP.")
     check_masked_data(recipe, arguments)
     minutes = arguments.data_retry_minutes
-    data = open_masked_splits(recipe, arguments, num_channels, minutes, MAX_TRAIN_IMAGES, MAX_VALIDATION_IMAGES)
+    data = open_masked_splits(recipe, arguments, bands, minutes, MAX_TRAIN_IMAGES, MAX_VALIDATION_IMAGES)
     return DenseFeaturesEvaluator(
         data.train,
         data.validation,

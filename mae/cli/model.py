@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from transformers import BaseImageProcessor, PreTrainedConfig
 
-from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, MAEConfig, to_size
+from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, FILE_FIELDS, MAEConfig, to_size
 from mae.arguments.classification import ClassificationFlags, ClassificationRecipe
 from mae.arguments.model import EncoderArguments, ModelArguments
 from mae.arguments.overrides import parse_overrides, parse_statistics
@@ -19,9 +19,10 @@ from mae.conversion.layouts import has_part
 from mae.conversion.loading import build, load_checkpoint, make_plan
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights, read_weights
+from mae.data.bands import Bands, bands_of
 from mae.data.labels import Labels
 from mae.data.mixture import make_order
-from mae.data.normalization import measure_statistics
+from mae.data.normalization import measure_range, measure_statistics
 from mae.data.sources import Source
 from mae.training.transfer import freeze_encoder
 from mae.utils.errors import UserError, configuration_errors, first_line
@@ -31,8 +32,9 @@ from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel,
 logger = logging.getLogger(__name__)
 
 
-# Images that --image_mean auto measures.
+# Images that --image_mean auto and --value_range auto measure.
 STATISTICS_IMAGES = 1000
+RANGE_IMAGES = 200
 
 
 def load_encoder(arguments: EncoderArguments, accelerator: Accelerator) -> tuple[MAEModel, LoadReport]:
@@ -72,16 +74,28 @@ def read_checkpoint(recipe: ModelArguments, retry_minutes: float = 0) -> Weights
     return read_weights(recipe.model_name_or_path, recipe.model_revision, recipe.allow_pickle, retry_minutes)
 
 
-def find_num_channels(recipe: ModelArguments, weights: Weights | None) -> int:
-    """Channels of the model that a recipe names, before it is built, because opening a folder of arrays needs them."""
-    fields = parse_overrides(recipe.config_overrides)
+def find_bands(recipe: ModelArguments, weights: Weights | None) -> Bands:
+    """What the model that a recipe names reads of files, before it is built, because opening a folder needs it."""
+    fields = (weights.config or {}) if weights is not None else {}
     if recipe.config_name is not None:
-        fields = _config_fields(recipe.config_name) | fields
-    if "num_channels" in fields or weights is None:
-        return fields.get("num_channels", 3)
-    # The kernel of the patch projection, whose name has this in every layout. Heads have kernels too.
-    kernels = (tensor for name, tensor in weights.tensors.items() if "patch_embed" in name and tensor.ndim == 4)
-    return next((kernel.shape[1] for kernel in kernels), 3)
+        fields = _config_fields(recipe.config_name)
+    fields = {name: fields[name] for name in FILE_FIELDS if name in fields} | recipe.file_fields()
+    num_channels = parse_overrides(recipe.config_overrides).get("num_channels") or _num_channels(recipe, weights)
+    if recipe.value_range == ["auto"]:
+        fields["value_range"] = [0.0, 1.0]
+    with configuration_errors():
+        return bands_of(MAEConfig(num_channels=num_channels, **fields))
+
+
+def _num_channels(recipe: ModelArguments, weights: Weights | None) -> int:
+    """Channels of the model that a recipe names, unless --config_overrides names them."""
+    if weights is not None:
+        # The kernel of the patch projection, whose name has this in every layout. Heads have kernels too.
+        kernels = (tensor for name, tensor in weights.tensors.items() if "patch_embed" in name and tensor.ndim == 4)
+        return next((kernel.shape[1] for kernel in kernels), 3)
+    if recipe.channels is not None:
+        return len(recipe.channels)
+    return 3 if recipe.config_name is None else _config_fields(recipe.config_name).get("num_channels", 3)
 
 
 def build_model(
@@ -102,7 +116,10 @@ def build_model(
         UserError: for an impossible configuration, and for one that does not fit the checkpoint.
     """
     set_seed(recipe.seed)
-    fields = (defaults or {}) | _processor_fields(recipe) | parse_overrides(recipe.config_overrides)
+    fields = (defaults or {}) | _processor_fields(recipe) | recipe.file_fields()
+    if weights is None and recipe.channels is not None:
+        fields["num_channels"] = len(recipe.channels)
+    fields |= parse_overrides(recipe.config_overrides)
     for name in ("image_size", "patch_size", "mask_ratio", "norm_pix_loss", "standardize_images"):
         value = getattr(recipe, name, None)  # the last three are of pre-training
         if value is not None:
@@ -201,17 +218,22 @@ def choose_statistics(
     Raises:
         UserError: if the images have other than 3 channels, and neither the model nor a flag has their mean and std.
     """
-    config = model.config
-    if recipe.image_mean == ["auto"]:
+    config, notes = model.config, []
+    if recipe.value_range == ["auto"] or recipe.image_mean == ["auto"]:
         order = make_order(source, recipe.seed, recipe.lanes, recipe.shuffle_buffer_size)
-        config.image_mean, config.image_std, count = measure_statistics(
-            source, order, config, STATISTICS_IMAGES, arguments.data_retry_minutes
-        )
-        mean, std = ([round(value, 4) for value in values] for values in (config.image_mean, config.image_std))
-        return f"Measured on {count} images: --image_mean {mean}, --image_std {std}"
+    if recipe.value_range == ["auto"]:
+        config.value_range, found = measure_range(source, order, config, RANGE_IMAGES, arguments.data_retry_minutes)
+        numbers = " ".join(f"{number:g}" for pair in config.value_range for number in pair)
+        notes.append(f"Measured on {found} images: --value_range {numbers}")
+    if recipe.image_mean == ["auto"]:
+        statistics = measure_statistics(source, order, config, STATISTICS_IMAGES, arguments.data_retry_minutes)
+        config.image_mean, config.image_std = statistics.mean, statistics.std
+        mean, std = ([round(value, 4) for value in values] for values in statistics[:2])
+        missing = f"; {statistics.missing:.2%} of their values are missing data" if statistics.missing else ""
+        notes.append(f"Measured on {statistics.num_images} images: --image_mean {mean}, --image_std {std}{missing}")
     if config.image_mean is None:
         raise UserError(
             f"Images of {config.num_channels} channels have no default mean and std. Pass --image_mean and "
             "--image_std, or --image_mean auto to measure them. 0 and 1 leave pixels as they are, in [0, 1]."
         )
-    return None
+    return "\n".join(notes) or None

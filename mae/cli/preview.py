@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from mae.arguments.run import PreviewArguments
+from mae.data.bands import bands_of
 from mae.data.dataset import SampleDataset
 from mae.training.task import Task
 from mae.utils.distributed import on_main_process
@@ -32,8 +33,8 @@ def preview_augmentation(task: Task, seed: int, arguments: PreviewArguments) -> 
     def write() -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            channels = task.model.config.num_channels
-            save_views(task.source, dataset.transform, channels, seed, path, arguments.data_retry_minutes)
+            bands = bands_of(task.model.config)
+            save_views(task.source, dataset.transform, bands, seed, path, arguments.data_retry_minutes)
         except OSError as error:
             raise UserError(f"--preview_augmentation {path} cannot be written: {error.strerror or error}.") from None
 

@@ -20,6 +20,7 @@ from mae.conversion.layouts import has_part
 from mae.conversion.loading import load_checkpoint
 from mae.conversion.report import LoadReport
 from mae.conversion.weights import Weights
+from mae.data.bands import Bands
 from mae.data.folders import open_folder
 from mae.data.mask_rows import (
     Masks,
@@ -69,7 +70,7 @@ class SegmentationData:
 def open_masked_splits(
     data: DataArguments,
     flags: MaskFlags,
-    num_channels: int,
+    bands: Bands,
     retry_minutes: float,
     max_train_samples: int | None = None,
     max_eval_samples: int | None = None,
@@ -87,7 +88,7 @@ def open_masked_splits(
     set_cache(data.cache_dir)
     table = None if flags.id2label is None else read_class_table(flags.id2label)
     train, validation = (_open_folders if data.train_dir is not None else _open_columns)(
-        data, flags, num_channels, retry_minutes
+        data, flags, bands, retry_minutes
     )
     what = f"--train_mask_dir {flags.train_mask_dir}" if data.train_dir is not None else describe_source(data)
     statistics = scan_masks(train[1], train[0], what)
@@ -114,11 +115,11 @@ def open_masked_splits(
 
 
 def _open_folders(
-    data: DataArguments, flags: MaskFlags, num_channels: int, retry_minutes: float
+    data: DataArguments, flags: MaskFlags, bands: Bands, retry_minutes: float
 ) -> tuple[MaskedSource, MaskedSource | None]:
     def open_pair(images: str, masks: str) -> MaskedSource:
         folder, mask_folder = getattr(data, images), getattr(flags, masks)
-        source = open_folder(folder, f"--{images}", num_channels)
+        source = open_folder(folder, f"--{images}", bands)
         return source, match_folder(source, mask_folder, f"--{masks}", f"--{images} {folder}")
 
     train = open_pair("train_dir", "train_mask_dir")
@@ -126,7 +127,7 @@ def _open_folders(
 
 
 def _open_columns(
-    data: DataArguments, flags: MaskFlags, num_channels: int, retry_minutes: float
+    data: DataArguments, flags: MaskFlags, bands: Bands, retry_minutes: float
 ) -> tuple[MaskedSource, MaskedSource | None]:
     columns = {}
 
@@ -275,7 +276,7 @@ def load_segmenter(
     return model, report
 
 
-def find_images(path: str, num_channels: int) -> dict[str, str]:
+def find_images(path: str, bands: Bands) -> dict[str, str]:
     """
     Image files by the names of their masks: the path within the folder, without extension unless two would be equal.
 
@@ -287,7 +288,7 @@ def find_images(path: str, num_channels: int) -> dict[str, str]:
     """
     if os.path.isfile(path):
         return {Path(path).stem: path}
-    source = open_folder(path, "--images", num_channels)
+    source = open_folder(path, "--images", bands)
     stems = [os.path.splitext(name)[0] for name in source.names]
     counts = Counter(stems)
     names = [stem if counts[stem] == 1 else name for stem, name in zip(stems, source.names)]

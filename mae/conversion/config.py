@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEConfig
 
-from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
+from configuration_mae import CONFIG_FIELDS, DENSE_FIELDS, FILE_FIELDS, LABEL_FIELDS, MAEConfig, to_pair, to_size
 from mae.conversion.channels import inflate_values
 from mae.conversion.layouts import count_blocks, has_part
 from mae.conversion.report import LoadReport
@@ -43,7 +43,7 @@ _FREE_FIELDS |= {
     "drop_path_rate",
     "attention_probs_dropout_prob",
 }
-_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *LABEL_FIELDS}
+_FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *FILE_FIELDS, *LABEL_FIELDS}
 _DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
 _KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}

@@ -49,9 +49,14 @@ class ColorChanges:
         """An image `(C, H, W)` between 0 and 255 with other colours, and what was drawn, for the digest."""
         is_jittered = self.jitter is not None and bool(torch.rand(()) < 0.5)
         if is_jittered:
-            # torchvision takes floats in [0, 1]
-            pixels = self.jitter(pixels / 255) * 255 if pixels.is_floating_point() else self.jitter(pixels)
+            pixels = self._jitter_floats(pixels) if pixels.is_floating_point() else self.jitter(pixels)
         if not self.grayscale_prob:
             return pixels, (is_jittered,)
         is_gray = bool(torch.rand(()) < self.grayscale_prob)
         return TF.rgb_to_grayscale(pixels, 3) if is_gray else pixels, (is_jittered, is_gray)
+
+    def _jitter_floats(self, pixels: Tensor) -> Tensor:
+        # torchvision takes floats in [0, 1]. Contrast needs the mean of the image, which missing data must not enter.
+        missing = pixels.isnan()
+        mean = pixels.nanmean(dim=(1, 2), keepdim=True).nan_to_num(0)
+        return (self.jitter(torch.where(missing, mean, pixels) / 255) * 255).masked_fill(missing, torch.nan)

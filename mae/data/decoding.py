@@ -2,7 +2,7 @@
 Decode an image file or array file to a tensor.
 
 torchvision decodes JPEG files, and Pillow very large ones at a fraction of their size. Pillow decodes other image
-files, NumPy decodes `.npy` files, and tifffile decodes TIFF files with other than 1 or 3 channels.
+files. NumPy decodes `.npy` files. tifffile decodes TIFF files if their values are asked for, see [`Bands`].
 """
 
 import io
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from mae.data.bands import Bands, find_channels, is_planar, tiff_names, to_pixels
 from mae.utils.errors import UserError, first_line
 
 
@@ -73,15 +74,24 @@ class OpenImage(ABC):
     width: int
     is_large: bool
 
-    def open(self, num_channels: int) -> "OpenImage":
+    def open(self, bands: Bands) -> "OpenImage":
         """Read what is needed to know the size. Opening an image again is free."""
         return self
 
     @abstractmethod
+    def values(self) -> np.ndarray:
+        """
+        The values `(H, W, C)` as they are in the file, of the channels that are asked for. Do not write to it.
+
+        Raises:
+            DecodingError: if it cannot be decoded.
+        """
+
+    @abstractmethod
     def pixels(self, reduction: int = 1) -> np.ndarray:
         """
-        The image as `(H, W, C)`, in the range of 8 bits: uint8, or float32 from arrays of more bits. Do not write to
-        it.
+        The image as `(H, W, C)`, in the range of 8 bits: uint8, or float32 from arrays of more bits, in which NaN
+        stands for missing data. Do not write to it.
 
         With a reduction, H and W are divided by it and rounded up.
 
@@ -121,7 +131,7 @@ class EncodedImage(OpenImage):
 
     Args:
         data: The bytes of the file, or its path.
-        num_channels: Channels to decode to: 1 (grey), 3 (RGB), or any other number for arrays.
+        bands: What is read of it. A number of channels stands for all of them.
 
     Raises:
         DecodingError: if it is no image, or beyond Pillow's limit (decompression bombs).
@@ -129,7 +139,7 @@ class EncodedImage(OpenImage):
     """
 
     @explained
-    def __init__(self, data: bytes | str | None, num_channels: int = 3):
+    def __init__(self, data: bytes | str | None, bands: int | Bands = Bands()):  # noqa: B008, it is a tuple
         if not data:
             raise DecodingError("there is no image, only 0 bytes")
         if isinstance(data, str):
@@ -137,15 +147,15 @@ class EncodedImage(OpenImage):
             with open(data, "rb") as file:
                 data = file.read()
         self.data = data
-        self.num_channels = num_channels
+        self.bands = bands = Bands.of(bands)
         self.array: np.ndarray | None = None
         self.picture: Image.Image | None = None
         self.is_large = False
-        if data.startswith(_NPY) or (num_channels not in (1, 3) and data.startswith(_TIFF)):
-            self.array = _read_array(data, num_channels)
+        if data.startswith(_NPY) or (bands.are_arrays and data.startswith(_TIFF)):
+            self.array = _read_array(data, bands)
             self.height, self.width = self.array.shape[:2]
             return
-        if num_channels in (1, 3) and decode_jpeg is not None and (size := plain_jpeg_size(data)):
+        if not bands.are_arrays and decode_jpeg is not None and (size := plain_jpeg_size(data)):
             self.height, self.width = size
             return
         self.picture = _open_picture(data)  # limited to about 179 megapixels
@@ -153,9 +163,13 @@ class EncodedImage(OpenImage):
         self.orientation = _orientation(self.picture)
         if self.orientation >= 5:  # turned by 90 degrees
             self.height, self.width = self.picture.size
+        if bands.are_arrays:
+            self.array = _picture_values(self.picture, bands)
+            return
         self.is_large = self.picture.format == "JPEG" and self.height * self.width >= LARGE_PIXELS
-        if num_channels not in (1, 3):
-            raise ValueError(f"{self.picture.format} files have 1 or 3 channels, not {num_channels}")
+
+    def values(self) -> np.ndarray:
+        return self.pixels() if self.array is None else self.array
 
     @explained
     def pixels(self, reduction: int = 1) -> np.ndarray:
@@ -164,9 +178,9 @@ class EncodedImage(OpenImage):
         animation gives its first frame.
         """
         if self.array is not None:
-            return to_range_of_8_bits(self.array)
+            return to_pixels(self.array, self.bands)
         if self.data.startswith(_JPEG) and decode_jpeg is not None and reduction == 1:
-            mode = ImageReadMode.GRAY if self.num_channels == 1 else ImageReadMode.RGB
+            mode = ImageReadMode.GRAY if self.bands.num_channels == 1 else ImageReadMode.RGB
             data = torch.frombuffer(bytearray(self.data), dtype=torch.uint8)
             return decode_jpeg(data, mode=mode, apply_exif_orientation=True).permute(1, 2, 0).numpy()
         picture = self.picture
@@ -178,7 +192,7 @@ class EncodedImage(OpenImage):
         picture = _to_8_bits(picture, self.picture.format)
         if picture.has_transparency_data:
             picture = on_white(picture)
-        return np.atleast_3d(np.array(picture.convert("L" if self.num_channels == 1 else "RGB")))
+        return np.atleast_3d(np.array(picture.convert("L" if self.bands.num_channels == 1 else "RGB")))
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
@@ -200,14 +214,14 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     return None
 
 
-def open_image(image: bytes | str | OpenImage, num_channels: int = 3) -> OpenImage:
+def open_image(image: bytes | str | OpenImage, bands: Bands) -> OpenImage:
     """Open an image, given as the bytes of its file, as a path, or as an image that several samples share."""
-    return image.open(num_channels) if isinstance(image, OpenImage) else EncodedImage(image, num_channels)
+    return image.open(bands) if isinstance(image, OpenImage) else EncodedImage(image, bands)
 
 
-def decode_image(data: bytes | str, num_channels: int = 3) -> Tensor:
+def decode_image(data: bytes | str, bands: int | Bands = 3) -> Tensor:
     """Decode a whole image, see [`EncodedImage`]."""
-    return EncodedImage(data, num_channels).decode()
+    return EncodedImage(data, bands).decode()
 
 
 def on_white(picture: Image.Image) -> Image.Image:
@@ -280,43 +294,42 @@ def _check_pixels(*sides: int) -> None:
         raise DecodingError(f"An array of {size} pixels is above the limit of {limit:,}. {TILES_ADVICE}")
 
 
-def _read_array(data: bytes, num_channels: int) -> np.ndarray:
+def _picture_values(picture: Image.Image, bands: Bands) -> np.ndarray:
+    """The values of a picture as (H, W, C)."""
+    picture = ImageOps.exif_transpose(picture) if _orientation(picture) > 1 else picture
+    if picture.mode in ("1", "P", "PA"):  # whose values are no colours
+        picture = picture.convert("L" if picture.mode == "1" else "RGBA" if picture.has_transparency_data else "RGB")
+    return _channels_of(np.atleast_3d(np.array(picture)), bands, lambda: list(picture.getbands()))
+
+
+def _channels_of(array: np.ndarray, bands: Bands, names: Callable[[], list[str]]) -> np.ndarray:
+    """The channels that are asked for, as (H, W, C)."""
+    found = find_channels(bands, array.shape, names)
+    return array if found is None else array[..., found]
+
+
+def _read_array(data: bytes, bands: Bands) -> np.ndarray:
     """Read an array file as (H, W, C)."""
+    names: list[str] = []
     if data.startswith(_NPY):
         array = np.load(io.BytesIO(data), allow_pickle=False)
     else:
         try:
             import tifffile
         except ImportError:
-            raise UserError("TIFF files with other than 1 or 3 channels need tifffile: pip install tifffile") from None
+            raise UserError("The values of TIFF files are read by tifffile: pip install tifffile") from None
         try:
             with tifffile.TiffFile(io.BytesIO(data)) as tiff:
                 _check_pixels(tiff.pages[0].imagelength, tiff.pages[0].imagewidth)
                 array = tiff.asarray()
+                if any(isinstance(channel, str) for channel in bands.channels or ()):
+                    names = tiff_names(tiff)
         except (ValueError, KeyError) as error:  # by version
             if "imagecodecs" in str(error):
                 raise UserError(
                     f"A TIFF file needs another package ({first_line(error)}): pip install imagecodecs"
                 ) from None
             raise
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim == 3 and array.shape[2] != num_channels and array.shape[0] == num_channels:
+    if is_planar(array.shape, bands):
         array = np.moveaxis(array, 0, 2)
-    if array.ndim != 3 or array.shape[2] != num_channels or not array.size:
-        raise ValueError(f"an array of shape {array.shape} is no image of {num_channels} channels")
-    return array
-
-
-def to_range_of_8_bits(array: np.ndarray) -> np.ndarray:
-    """Scale (H, W, C) of uint8, uint16 or floats in [0, 1] to the range of 8 bits, with a plane per channel."""
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.dtype == np.uint16:
-        array = array.astype(np.float32) / 257
-    elif array.dtype.kind == "f":
-        array = array.astype(np.float32) * 255
-        if not (array.min() >= 0 and array.max() <= 255):
-            raise ValueError("floating point pixels must be in [0, 1]")
-    elif array.dtype != np.uint8:
-        raise ValueError(f"pixels of type {array.dtype} must be uint8, uint16, or floats in [0, 1]")
-    return np.moveaxis(np.ascontiguousarray(np.moveaxis(array, 2, 0)), 0, 2)
+    return _channels_of(array[..., None] if array.ndim == 2 else array, bands, lambda: names)

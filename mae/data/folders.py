@@ -6,6 +6,7 @@ import os
 from collections import Counter, deque
 from pathlib import Path
 
+from mae.data.bands import Bands
 from mae.data.sources import ImageFileSource, sample_rows
 from mae.utils.errors import UserError
 from mae.utils.files import RUN_FILE
@@ -30,7 +31,7 @@ SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testi
 _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}
 
 
-def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[str] | None = None) -> ImageFileSource:
+def open_folder(folder: str, flag: str, bands: int | Bands = 3, extensions: set[str] | None = None) -> ImageFileSource:
     """
     All image files below a folder, at any depth, in any case of the extension.
 
@@ -40,7 +41,7 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
     Args:
         folder: The folder; `~` is the user's home.
         flag: The flag that names it, for errors.
-        num_channels: Images with another number of channels than 1 and 3 are arrays.
+        bands: What is read of the files. A number of channels stands for all of them.
         extensions: Extensions of the files, instead of those of images with so many channels.
 
     Raises:
@@ -55,9 +56,10 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
             f"{flag} {folder} is the output directory of a run, whose pictures are no training images. Use another "
             "folder for the run or for the images."
         )
+    num_channels = Bands.of(bands).num_channels
     kinds = [extensions]
-    if extensions is None:  # arrays only if there are no pictures, beside which they are often something else
-        kinds = [IMAGE_EXTENSIONS, {".npy"}] if num_channels in (1, 3) else [ARRAY_EXTENSIONS]
+    if extensions is None:
+        kinds = kinds_of_files(bands)
     for extensions in kinds:
         listing = _Listing(root, extensions)
         paths = listing.walk()
@@ -75,7 +77,7 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
         raise UserError(f"{flag} {folder} holds no {kind} ({wanted}){left_out}.")
     if extensions is ARRAY_EXTENSIONS and any(name.lower().endswith((".tif", ".tiff")) for name in files):
         if importlib.util.find_spec("tifffile") is None:
-            raise UserError(f"{flag} {folder} holds TIFF files with {num_channels} channels: pip install tifffile")
+            raise UserError(f"{flag} {folder} holds TIFF files whose values are read: pip install tifffile")
     # Sizes alone say little about arrays, which are often all of one size.
     sampled = [_content(files[index[row][0]]) for row in sample_rows(len(index))]
     notes = [f"{flag} {folder}: {'; '.join(listing.left_out())}."] if listing.left_out() else []
@@ -88,6 +90,16 @@ def open_folder(folder: str, flag: str, num_channels: int = 3, extensions: set[s
         )
     note = "\n".join(f"Note: {note}" for note in notes) or None
     return ImageFileSource(files, hash_key("folder", tuple(index), *sampled).hex(), note=note)
+
+
+def kinds_of_files(bands: int | Bands) -> list[set[str]]:
+    """The extensions of the files that may hold such images. Files of the second kind count if there is no first."""
+    bands = Bands.of(bands)
+    if not bands.are_arrays:  # beside pictures, arrays are often something else
+        return [IMAGE_EXTENSIONS, {".npy"}]
+    if bands == Bands(bands.num_channels):
+        return [ARRAY_EXTENSIONS]
+    return [ARRAY_EXTENSIONS, IMAGE_EXTENSIONS]
 
 
 def is_run(folder: str) -> bool:

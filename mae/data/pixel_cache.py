@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mae.data.bands import Bands
 from mae.data.decoding import OpenImage, open_image
 from mae.data.sources import Source, View
 from mae.utils.memory import available_memory
@@ -266,7 +267,7 @@ class SharedImage(OpenImage):
         self._encoded: OpenImage | None = None
         self._pixels: dict[int, np.ndarray] = {}
 
-    def open(self, num_channels: int) -> "SharedImage":
+    def open(self, bands: Bands) -> "SharedImage":
         """
         Find its size, from the cache or the header.
 
@@ -274,15 +275,18 @@ class SharedImage(OpenImage):
             DecodingError: if it is no image.
         """
         if self._size is None:
-            self.num_channels = num_channels
+            self.bands = bands
             found = None if self.cache is None else self.cache.find(self.row)
             if found is not None:
                 reduction, self._pixels[reduction], self._size = found
             else:
-                image = self._encoded = open_image(self.data, num_channels)
+                image = self._encoded = open_image(self.data, bands)
                 self._size = Size(image.height, image.width, image.is_large)
             self.height, self.width, self.is_large = self._size
         return self
+
+    def values(self) -> np.ndarray:
+        return open_image(self.data, self.bands).values()
 
     def pixels(self, reduction: int = 1) -> np.ndarray:
         if reduction not in self._pixels:
@@ -291,7 +295,7 @@ class SharedImage(OpenImage):
         return self._pixels[reduction]
 
     def _decode(self, reduction: int) -> np.ndarray:
-        image, self._encoded = self._encoded or open_image(self.data, self.num_channels), None
+        image, self._encoded = self._encoded or open_image(self.data, self.bands), None
         pixels = image.pixels(reduction)
         if self.cache is not None:
             self.cache.put(self.row, reduction, pixels, self._size)

@@ -16,7 +16,8 @@ from math import prod
 import numpy as np
 from PIL import Image
 
-from mae.data.decoding import EncodedImage, max_pixels, on_white, to_range_of_8_bits
+from mae.data.bands import Bands, find_channels, is_planar, tiff_names, to_pixels
+from mae.data.decoding import EncodedImage, max_pixels, on_white
 from mae.utils.errors import UserError
 
 
@@ -33,65 +34,71 @@ class Scene(ABC):
 
     Args:
         height, width: Its pixels.
+        bands: What is read of it.
     """
 
     height: int
     width: int
+    bands: Bands
 
     @abstractmethod
-    def raw(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """The values of a window as they are in the file, `(height, width, C)`."""
+    def values(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """The values of a window, `(height, width, C)`, as [`OpenImage.values`] has those of a whole image."""
 
     def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         """A window in the range of 8 bits, `(height, width, C)`, as [`OpenImage.pixels`] has a whole image."""
-        return to_range_of_8_bits(self.raw(top, left, height, width))
+        return to_pixels(self.values(top, left, height, width), self.bands)
 
 
 class NpyScene(Scene):
     """An array of shape (H, W), (H, W, C) or (C, H, W) in a `.npy` file."""
 
-    def __init__(self, path: str, num_channels: int):
+    def __init__(self, path: str, bands: Bands):
         # The map is opened for each window, because pages of an open one count as memory of this process.
-        self.path = path
+        self.path, self.bands = path, bands
         shape = self._map().shape
-        self.is_planar = len(shape) == 3 and shape[2] != num_channels and shape[0] == num_channels
-        channels = 1 if len(shape) == 2 else shape[0 if self.is_planar else -1]
-        if len(shape) not in (2, 3) or channels != num_channels or not prod(shape):
-            raise ValueError(f"an array of shape {shape} is no image of {num_channels} channels")
-        self.height, self.width = shape[1:] if self.is_planar else shape[:2]
+        self.channels = find_channels(bands, shape, list)
+        self.height, self.width = shape[:2]
 
     def _map(self) -> np.ndarray:
-        return np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        array = np.moveaxis(array, 0, 2) if is_planar(array.shape, self.bands) else array
+        return array[..., None] if array.ndim == 2 else array
 
-    def raw(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        array = self._map()
-        array = np.moveaxis(array, 0, 2) if self.is_planar else array.reshape(self.height, self.width, -1)
-        return np.array(array[top : top + height, left : left + width])
+    def values(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        window = self._map()[top : top + height, left : left + width]
+        return np.array(window if self.channels is None else window[..., self.channels])
 
 
 class TiffScene(Scene):
     """
-    A TIFF file of which a window's tiles or strips are read. Its pages are the channels if there are as many.
+    A TIFF file of which a window's tiles or strips are read. Its pages are the channels if there are as many, or if
+    channels are chosen and a page has only one.
 
     Raises:
         LookupError: if its values are not its pixels (a palette, for example), or if it is compressed in one piece
             or by a method that needs a missing package. Such a file is decoded whole.
     """
 
-    def __init__(self, path: str, num_channels: int):
+    def __init__(self, path: str, bands: Bands):
         import tifffile
 
-        self.path = path
-        self.num_channels = num_channels
+        self.path, self.bands = path, bands
+        num_channels = bands.num_channels
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages[0]
             samples = page.samplesperpixel
-            is_stack = samples == 1 and num_channels > 1 and len(tiff.pages) == num_channels
-            if is_stack and num_channels != 3:
-                pages = [tiff.pages.get(index, aspage=True) for index in range(num_channels)]
-            else:
-                pages = [page]
-            self._check(pages, samples, len(pages))
+            is_stack = samples == 1 and (bands.channels is not None or len(tiff.pages) == num_channels)
+            self.channels = None
+            if bands.are_arrays:
+                count = samples * len(tiff.pages) if is_stack else samples
+                shape = page.imagelength, page.imagewidth, count
+                self.channels = find_channels(bands, shape, lambda: tiff_names(tiff))
+            pages = [page]
+            if bands.are_arrays and is_stack:  # only those that are read
+                indices = range(len(tiff.pages)) if self.channels is None else self.channels
+                pages, self.channels = [tiff.pages.get(index, aspage=True) for index in indices], None
+            self._check(pages, samples)
             # A KeyError if they need imagecodecs and it is not installed.
             tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
             self.pages = pages
@@ -100,18 +107,16 @@ class TiffScene(Scene):
             self.maps = [self._place(page, tiff.byteorder) for page in pages] if page.is_contiguous else None
         self.height, self.width = page.imagelength, page.imagewidth
 
-    def _check(self, pages: list, samples: int, num_pages: int) -> None:
+    def _check(self, pages: list, samples: int) -> None:
         page, dtype = pages[0], pages[0].dtype
-        same = all((other.shape, other.dtype) == (page.shape, dtype) for other in pages)
-        if self.num_channels in (1, 3):  # the pixels that Pillow would decode
+        plain = same = all((other.shape, other.dtype) == (page.shape, dtype) for other in pages)
+        if not self.bands.are_arrays:  # the pixels that Pillow would decode
             alpha = samples == 4 and page.extrasamples == (_ALPHA,)
-            colour = self.num_channels == 3 and dtype == np.uint8 and page.photometric == _RGB
+            colour = self.bands.num_channels == 3 and dtype == np.uint8 and page.photometric == _RGB
             grey = samples == 1 and page.photometric == _BLACK_IS_0 and dtype in (np.uint8, np.uint16)
             plain = grey or (colour and (samples == 3 or alpha))
             orientation = page.tags.get(_ORIENTATION)
             plain = plain and (orientation is None or orientation.value == 1)
-        else:
-            plain = samples * num_pages == self.num_channels
         one_piece = not page.is_contiguous and not page.is_tiled and page.rowsperstrip >= page.imagelength
         if not (plain and same and page.imagedepth == 1) or one_piece:
             raise LookupError("not to be read by window")
@@ -121,16 +126,16 @@ class TiffScene(Scene):
         shape = planes, page.imagelength, page.imagewidth, page.samplesperpixel // planes
         return page.dataoffsets[0], page.dtype.newbyteorder(byteorder), shape
 
-    def raw(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+    def values(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         read = self._read_pieces if self.maps is None else self._read_map
         window = np.concatenate([read(number, top, left, height, width) for number in range(len(self.pages))], -1)
-        if self.num_channels not in (1, 3):
-            return window
+        if self.bands.are_arrays:
+            return window if self.channels is None else window[..., self.channels]
         if window.dtype == np.uint16:  # as the decoder scales a whole image of 16 bits
             window = ((window.astype(np.uint32) + 128) // 257).astype(np.uint8)
         if window.shape[2] == 4:
             return np.array(on_white(Image.fromarray(window)).convert("RGB"))
-        return np.repeat(window, 3, -1) if window.shape[2] < self.num_channels else window
+        return np.repeat(window, 3, -1) if window.shape[2] < self.bands.num_channels else window
 
     def _read_map(self, number: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         offset, dtype, shape = self.maps[number]
@@ -180,39 +185,42 @@ class WholeScene(Scene):
 
     kept: OrderedDict[str, np.ndarray] = OrderedDict()
 
-    def __init__(self, path: str, num_channels: int):
-        image = EncodedImage(path, num_channels)
-        self.path, self.num_channels = path, num_channels
+    def __init__(self, path: str, bands: Bands):
+        image = EncodedImage(path, bands)
+        self.path, self.bands = path, bands
         self.height, self.width = image.height, image.width
 
-    def raw(self, top: int, left: int, height: int, width: int) -> np.ndarray:
-        return self.pixels(top, left, height, width)
-
-    def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+    def values(self, top: int, left: int, height: int, width: int) -> np.ndarray:
         whole = self.kept.pop(self.path, None)
         if whole is None:
-            whole = EncodedImage(self.path, self.num_channels).pixels()
+            whole = EncodedImage(self.path, self.bands).values()
         self.kept[self.path] = whole  # the last is never dropped
         while len(self.kept) > 1 and sum(array.nbytes for array in self.kept.values()) > MAX_DECODED_BYTES:
             self.kept.popitem(last=False)
         return whole[top : top + height, left : left + width]
 
+    def pixels(self, top: int, left: int, height: int, width: int) -> np.ndarray:
+        # Pictures are decoded to pixels. Another pass over them would be slow.
+        read = super().pixels if self.bands.are_arrays else self.values
+        return read(top, left, height, width)
+
 
 @lru_cache(maxsize=64)
-def open_scene(path: str, num_channels: int) -> Scene:
+def open_scene(path: str, bands: int | Bands) -> Scene:
     """
     Open a large image in the way that reads least. Headers of the last ones are kept.
 
     Raises:
         UserError: if it is beyond the limit of pixels and has to be decoded whole.
     """
+    bands = Bands.of(bands)
     with open(path, "rb") as file:
         start = file.read(8)
     if start.startswith(b"\x93NUMPY"):
-        return NpyScene(path, num_channels)
+        return NpyScene(path, bands)
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         try:
-            return TiffScene(path, num_channels)
+            return TiffScene(path, bands)
         except (ImportError, LookupError):
             pass
     limit = max_pixels()
@@ -222,7 +230,7 @@ def open_scene(path: str, num_channels: int) -> Scene:
             "8 bits, RGB or grey (gdal_translate -co TILED=YES -co COMPRESS=DEFLATE), and install tifffile; other "
             "compressions also need imagecodecs."
         )
-    return WholeScene(path, num_channels)
+    return WholeScene(path, bands)
 
 
 def _picture_size(path: str) -> tuple[int, int] | None:

@@ -86,7 +86,7 @@ class MaskedImageTransform(ImageTransform):
             DecodingError: if one of them is damaged.
             UserError: if they differ in size, or the mask has a value that is no class.
         """
-        image = open_image(sample.image, self.num_channels)
+        image = open_image(sample.image, self.bands)
         name = self.masks.name(sample.index)
         mask = self.coding.encode(self.masks.read(sample.index), name)
         if mask.shape != (image.height, image.width):

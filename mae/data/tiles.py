@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mae.data.bands import Bands
 from mae.data.decoding import OpenImage, explained
 from mae.data.scenes import Scene, WholeScene, open_scene
 from mae.data.sources import ImageFileSource, View
@@ -92,9 +93,13 @@ class TileImage(OpenImage):
         return len(self.path)
 
     @explained
-    def open(self, num_channels: int) -> "TileImage":
-        self.scene = open_scene(self.path, num_channels)
+    def open(self, bands: Bands) -> "TileImage":
+        self.scene = open_scene(self.path, bands)
         return self
+
+    @explained
+    def values(self) -> np.ndarray:
+        return self.scene.values(*self.tile)
 
     @explained
     def pixels(self, reduction: int = 1) -> np.ndarray:
@@ -149,7 +154,7 @@ class TileSource(View):
 
 
 def cut_source(
-    source: ImageFileSource, tiling: Tiling, num_channels: int, cache: Path | None = None, flag: str = "--train_dir"
+    source: ImageFileSource, tiling: Tiling, bands: int | Bands, cache: Path | None = None, flag: str = "--train_dir"
 ) -> TileSource:
     """
     Cut the images of a source into tiles. Sizes come from headers. Empty tiles are looked for once: the result is kept
@@ -157,21 +162,21 @@ def cut_source(
 
     Args:
         source: Local image files.
-        num_channels: Channels of the model's images.
+        bands: What is read of them.
         cache: Folder of that file; None for no such file.
         flag: The flag that names the images, for messages.
 
     Raises:
         UserError: if a large image has to be decoded whole, or if all tiles are empty.
     """
-    sizes = np.array([_size(path, num_channels) for path in source.paths], dtype=np.int64)
+    bands = Bands.of(bands)
+    sizes = np.array([_size(path, bands) for path in source.paths], dtype=np.int64)
     kept = None
     if tiling.max_empty_share is not None:
         times = [Path(path).stat().st_mtime_ns for path in source.paths]
-        key = hash_key("empty tiles", source.fingerprint, *tiling, num_channels, *times, size=16).hex()
-        kept = _once(
-            cache and cache / f"{key}.npz", lambda: _find_kept(source, sizes, tiling, num_channels), len(sizes)
-        )
+        parts = *tiling, bands.num_channels, *(bands.channels or ()), *times
+        key = hash_key("empty tiles", source.fingerprint, *parts, size=16).hex()
+        kept = _once(cache and cache / f"{key}.npz", lambda: _find_kept(source, sizes, tiling, bands), len(sizes))
     tiles = TileSource(source, sizes, kept, tiling)
     total = len(tiles) + tiles.num_left_out
     if not len(tiles):
@@ -184,10 +189,10 @@ def cut_source(
     return tiles
 
 
-def _size(path: str, num_channels: int) -> tuple[int, int]:
+def _size(path: str, bands: Bands) -> tuple[int, int]:
     """Height and width; zeros if it cannot be read, so that its one row is skipped with the reason."""
     try:
-        scene = open_scene(path, num_channels)
+        scene = open_scene(path, bands)
     except UserError:
         raise
     except Exception:  # broken files end in errors of many kinds
@@ -195,20 +200,20 @@ def _size(path: str, num_channels: int) -> tuple[int, int]:
     return scene.height, scene.width
 
 
-def _find_kept(source: ImageFileSource, sizes: np.ndarray, tiling: Tiling, num_channels: int) -> list[np.ndarray]:
+def _find_kept(source: ImageFileSource, sizes: np.ndarray, tiling: Tiling, bands: Bands) -> list[np.ndarray]:
     """Numbers of the tiles of each image that are not empty. A tile that cannot be read is kept, and skipped later."""
     logger.info(f"Reading {len(source):,} images to find their empty tiles, once.")
     kept = []
     for path, size in zip(source.paths, sizes.tolist()):
         tiles = cut(*size, tiling)
-        kept.append(np.array([n for n, tile in enumerate(tiles) if not _is_empty(path, tile, tiling, num_channels)]))
+        kept.append(np.array([n for n, tile in enumerate(tiles) if not _is_empty(path, tile, tiling, bands)]))
         WholeScene.kept.clear()  # workers would inherit it
     return [numbers.astype(np.int64) for numbers in kept]
 
 
-def _is_empty(path: str, tile: Tile, tiling: Tiling, num_channels: int) -> bool:
+def _is_empty(path: str, tile: Tile, tiling: Tiling, bands: Bands) -> bool:
     try:
-        return empty_share(open_scene(path, num_channels).raw(*tile)) > tiling.max_empty_share
+        return empty_share(open_scene(path, bands).values(*tile)) > tiling.max_empty_share
     except Exception:
         return False
 

@@ -10,6 +10,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as TF
 
 from configuration_mae import MAEConfig, to_pair
+from mae.data.bands import bands_of
 from mae.data.colors import make_color_changes
 from mae.data.crop import Crop, CropOptions, RandomCrop, place, turned
 from mae.data.decoding import OpenImage, open_image
@@ -36,6 +37,7 @@ class ImageTransform:
     def __init__(self, config: MAEConfig):
         # Plain attributes, because looking one up in a configuration takes a hundred times as long.
         self.num_channels = config.num_channels
+        self.bands = bands_of(config)
         self.size = list(to_pair(config.image_size))
         mean = config.image_mean or [0.5] * config.num_channels
         self.fill = 255 * torch.tensor(mean).view(-1, 1, 1)  # the mean colour, for what is outside of an image
@@ -100,7 +102,7 @@ class PreTrainingTransform(ImageTransform):
 
     def draw(self, sample: Sample) -> tuple[OpenImage, Crop, Tensor]:
         """Draw all that is random of a sample: the box of the crop, whether it is flipped, and the noise."""
-        image = open_image(sample.image, self.num_channels)
+        image = open_image(sample.image, self.bands)
         generator = torch.Generator().manual_seed(sample.seed)
         crop = self.crop.draw(image.height, image.width, generator)
         return image, crop, torch.rand(self.num_patches, generator=generator)
@@ -127,7 +129,7 @@ class EvaluationTransform(ImageTransform):
         return outputs.pixel_values[0]
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        return {"pixel_values": self.prepare(open_image(sample.image, self.num_channels))}, ()
+        return {"pixel_values": self.prepare(open_image(sample.image, self.bands))}, ()
 
 
 class ClassificationTransform(EvaluationTransform):
@@ -196,7 +198,7 @@ class ClassificationTransform(EvaluationTransform):
         return label.float() if label.ndim else label
 
     def __call__(self, sample: Sample) -> tuple[dict[str, Tensor], tuple]:
-        image, drawn = open_image(sample.image, self.num_channels), ()
+        image, drawn = open_image(sample.image, self.bands), ()
         label = self._label(sample.index)
         with seeded(sample.seed):
             if self.crop is None:
@@ -210,7 +212,7 @@ class ClassificationTransform(EvaluationTransform):
                 drawn = (*drawn, *changes)
             if self.randaugment is not None:
                 # As a Pillow image, because torchvision cannot rotate a tensor with bicubic interpolation.
-                picture = TF.to_pil_image(pixels.round().to(torch.uint8))
+                picture = TF.to_pil_image(torch.where(pixels.isnan(), self.fill, pixels).round().to(torch.uint8))
                 pixels = TF.pil_to_tensor(self.randaugment(picture))
             if self.erasing is not None:
                 pixels = self._erase(pixels)

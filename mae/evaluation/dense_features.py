@@ -23,6 +23,7 @@ from configuration_mae import to_pair
 from dense_mae import SegmentationMixin, window_starts
 from mae.data.mask_rows import Masks
 from mae.data.masks import IGNORED, MaskCoding
+from mae.data.normalization import normalize_images
 from mae.data.segmentation import MaskedImageTransform
 from mae.data.sources import Source
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
@@ -31,7 +32,6 @@ from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
 from mae.evaluation.segmentation import SegmentationEvaluator
 from mae.utils.errors import DataError, UserError
 from modeling_mae import MAEForPreTraining, MAEModel
-from patches_mae import normalize
 
 
 # Patches of a training run's evaluations, and images of each side.
@@ -167,7 +167,7 @@ def _patches_of_image(
     for start in range(0, len(needed), batch_size):
         some = needed[start : start + batch_size]
         cut = [image[:, top : top + window[0], left : left + window[1]] for top, left in (corners[n] for n in some)]
-        pixels = normalize(torch.stack(cut).to(device), config)
+        pixels = normalize_images(torch.stack(cut).to(device), config)
         tokens = encode_patches(encoder, F.pad(pixels, (0, padding[1][1], 0, padding[0][1])), layer)
         is_here = np.isin(windows, some)
         places = np.searchsorted(some, windows[is_here])

@@ -13,12 +13,12 @@ from configuration_mae import MAEConfig
 from mae.data.batch import Batch
 from mae.data.dataset import SampleDataset, Transform
 from mae.data.loader import batches, make_loader
+from mae.data.normalization import normalize_images
 from mae.data.order import SampleOrder
 from mae.data.sources import Source
 from mae.data.stream import SampleStream
 from mae.data.subsets import take_rows
 from mae.data.transforms import EvaluationTransform
-from patches_mae import normalize
 
 
 _ROWS_PER_READ = 256
@@ -171,7 +171,7 @@ def map_images(
             return None
         batch = next(remaining)
         skipped += batch.skipped
-        pixel_values = normalize(batch.pixel_values.to(device, non_blocking=True), images.config)
+        pixel_values = normalize_images(batch.pixel_values.to(device, non_blocking=True), images.config)
         rows = np.asarray(batch.rows, dtype=np.int64)
         outputs = function(pixel_values, rows if len(rows) else np.zeros(1, dtype=np.int64))
         progress(gatherer.add(torch.from_numpy(rows).to(device), outputs))

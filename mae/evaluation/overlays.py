@@ -87,7 +87,7 @@ def overlay(pixels: np.ndarray, classes: np.ndarray, palette: np.ndarray, names:
 
 def to_picture(pixels: Tensor) -> np.ndarray:
     """An image `(C, H, W)` in the range of 8 bits as uint8 `(H, W, 3)`: the first channel alone if it is not RGB."""
-    pixels = pixels.round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
+    pixels = pixels.nan_to_num(0).round().clamp(0, 255).to(torch.uint8) if pixels.is_floating_point() else pixels
     pixels = pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
     return pixels.permute(1, 2, 0).cpu().numpy()
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from configuration_mae import MAEConfig
+from mae.data.bands import bands_of
 from mae.data.decoding import DecodingError, open_image
-from mae.data.normalization import model_inputs
+from mae.data.normalization import model_inputs, normalize_images, patch_weights
 from mae.data.sources import Source
 from mae.data.transforms import EvaluationTransform
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
@@ -21,7 +22,6 @@ from mae.utils.files import PICTURES_FOLDER
 from mae.utils.hashing import permutation
 from mae.utils.retries import retry
 from modeling_mae import MAEForPreTraining
-from patches_mae import normalize
 
 
 # Groups that images are taken from, if there are as many: the first rows of a group are read quickly.
@@ -43,16 +43,26 @@ class ReconstructionEvaluator:
         batch_size: Images of one forward pass.
         title: Title of the pictures.
         seed: Seed of the masks.
+        max_nodata_share: A patch with a larger share of missing data does not count.
     """
 
     NUM_PICTURES = 12
     every_epochs = None
 
-    def __init__(self, load: Callable[[], Tensor], every_steps: int, batch_size: int, title: str, seed: int = 0):
+    def __init__(
+        self,
+        load: Callable[[], Tensor],
+        every_steps: int,
+        batch_size: int,
+        title: str,
+        seed: int = 0,
+        max_nodata_share: float = 0.5,
+    ):
         self.every_steps = every_steps
         self.batch_size = batch_size
         self.title = title
         self.seed = seed
+        self.max_nodata_share = max_nodata_share
         # All images on every rank, because a rank's part of a sharded model cannot run alone.
         self.images = on_main_process(load)
 
@@ -64,8 +74,10 @@ class ReconstructionEvaluator:
         for images, some_noise in zip(self.images.split(self.batch_size), noise.split(self.batch_size)):
             if context.should_stop():
                 return None
-            pixel_values = model_inputs(images.to(device), config)
-            outputs = model(pixel_values, noise=some_noise.to(device), return_logits=False)
+            images = images.to(device)
+            pixel_values = model_inputs(images, config)
+            weights = patch_weights(images, config, self.max_nodata_share)
+            outputs = model(pixel_values, noise=some_noise.to(device), return_logits=False, patch_weights=weights)
             total += outputs.loss * len(images)
         path = picture_path(context.folder, context.step)
         self._draw(model, noise[: self.NUM_PICTURES].to(device), path, context.epoch)
@@ -73,7 +85,7 @@ class ReconstructionEvaluator:
 
     def _draw(self, model: MAEForPreTraining, noise: Tensor, path: Path, epoch: float) -> None:
         """Draw the first images. Every rank must call this, but only rank 0 writes."""
-        pixel_values = normalize(self.images[: self.NUM_PICTURES].to(noise.device), model.config)
+        pixel_values = normalize_images(self.images[: self.NUM_PICTURES].to(noise.device), model.config)
         outputs = model.reconstruct(pixel_values, noise=noise)
         if is_main_process():
             path.parent.mkdir(exist_ok=True)
@@ -99,7 +111,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     for data in itertools.islice(rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
         num_tried += 1
         try:
-            image = open_image(data, config.num_channels)
+            image = open_image(data, bands_of(config))
             images.append(transform.prepare(image))
         except DecodingError as error:  # training names unreadable images
             reason = str(error)

@@ -13,6 +13,7 @@ from torch import Tensor
 from mae.data.batch import Batch
 from mae.data.mask_rows import Masks
 from mae.data.masks import IGNORED, MaskCoding
+from mae.data.normalization import model_inputs
 from mae.data.segmentation import MaskedImageTransform
 from mae.data.sources import Source
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
@@ -23,7 +24,6 @@ from mae.utils.distributed import is_main_process
 from mae.utils.errors import DataError
 from mae.utils.files import CLASSES_FILE, CONFUSION_FILE, MASKS_FOLDER, SEGMENTATION_FILE, write_table
 from modeling_mae import MAEForSemanticSegmentation
-from patches_mae import normalize
 
 
 # Images in the figure, from all over the validation images.
@@ -133,8 +133,7 @@ class SegmentationEvaluator:
     def _predict(self, model: MAEForSemanticSegmentation, batch: Batch) -> tuple[np.ndarray, float]:
         """Predicted classes of an image, and the sum of the cross-entropy over its pixels that count."""
         image, labels = batch.pixel_values[0], torch.as_tensor(batch.labels[0])
-        if image.dtype != torch.uint8:
-            image = normalize(image, model.config)
+        image = model_inputs(image, model.config)
         classes, loss = [], 0.0
         for top, scores in model.score_bands(image, self.overlap, self.batch_size):
             classes.append(scores.argmax(dim=0).to(torch.uint8).cpu())

@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm import tqdm
 
+from mae.data.bands import bands_of
 from mae.data.decoding import EncodedImage
+from mae.data.normalization import model_inputs
 from mae.evaluation.overlays import make_palette, overlay, save_mask, to_picture
 from mae.utils.files import atomic_write
 from modeling_mae import MAEForSemanticSegmentation
-from patches_mae import normalize
 
 
 class Segmenter:
@@ -60,8 +60,8 @@ class Segmenter:
         Raises:
             DecodingError: if it cannot be read.
         """
-        pixels = EncodedImage(path, self.model.config.num_channels).decode()
-        image = pixels if pixels.dtype == torch.uint8 else normalize(pixels, self.model.config)
+        pixels = EncodedImage(path, bands_of(self.model.config)).decode()
+        image = model_inputs(pixels, self.model.config)
         classes = np.empty(image.shape[1:], dtype=np.uint8)
         with tqdm(total=len(classes), desc=Path(path).name, unit="row", leave=False, delay=2) as bar:
             for top, scores in self.model.score_bands(image, self.overlap, self.batch_size):

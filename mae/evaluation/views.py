@@ -7,6 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mae.data.bands import Bands
 from mae.data.dataset import Transform
 from mae.data.decoding import DecodingError, decode_image
 from mae.data.order import sample_seed
@@ -23,34 +24,35 @@ _CELL = 2.2  # inches
 
 
 def save_views(
-    source: Source, transform: Transform, num_channels: int, seed: int, path: Path, retry_minutes: float = 0
+    source: Source, transform: Transform, bands: Bands, seed: int, path: Path, retry_minutes: float = 0
 ) -> None:
     """
     Draw an image of a source as it is, and eight views of it as a transform of training draws them.
 
     Args:
-        num_channels: Channels of the model's images. Of other numbers than 3 the first channel is drawn.
+        bands: What is read of an image. Of other numbers of channels than 3 the first is drawn.
         seed: Seed of the views.
         path: The PNG file to write.
 
     Raises:
         UserError: if none of the first images can be read.
     """
-    data, image = _first_readable(source, num_channels, seed, retry_minutes)
+    data, image = _first_readable(source, bands, seed, retry_minutes)
+    num_channels = bands.num_channels
     seeds = [sample_seed(seed, epoch, 0, 0) for epoch in range(NUM_VIEWS)]
     samples = [Sample(epoch, 0, ("", 0), key, data, 0) for epoch, key in enumerate(seeds)]
     views = [transform(sample)[0]["pixel_values"] for sample in samples]
     if num_channels == 3:
         low, high = 0.0, 255.0
     else:  # values of instruments may fill a small part of their range
-        low, high = (float(value) for value in np.percentile(image[0].numpy(), (1, 99)))
+        low, high = (float(value) for value in np.nanpercentile(image[0].numpy(), (1, 99)))
         high = max(high, low + 1e-6)
     height, width = views[0].shape[1:]
     with figure_style():
         # At least as high as a title needs.
         figure = Figure(figsize=(_SIDE * _CELL, max(_SIDE * _CELL * height / width, 2) + 0.6), layout="constrained")
         for axis, pixels in zip(figure.subplots(_SIDE, _SIDE).flat, [image, *views], strict=True):
-            picture = pixels.float().permute(1, 2, 0).sub(low).div(high - low).clamp(0, 1).numpy()
+            picture = pixels.float().permute(1, 2, 0).sub(low).div(high - low).clamp(0, 1).nan_to_num(0).numpy()
             picture = picture if num_channels == 3 else picture[..., 0]
             axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.axis("off")
@@ -61,12 +63,12 @@ def save_views(
         figure.savefig(path, dpi=120)
 
 
-def _first_readable(source: Source, num_channels: int, seed: int, retry_minutes: float) -> tuple[bytes | str, Tensor]:
+def _first_readable(source: Source, bands: Bands, seed: int, retry_minutes: float) -> tuple[bytes | str, Tensor]:
     """The first image that can be decoded, as it is stored and decoded `(C, H, W)`."""
     reason = ""
     for data in rows_of_some_groups(source, 10, seed, retry_minutes):
         try:
-            return data, torch.as_tensor(decode_image(data, num_channels))
+            return data, torch.as_tensor(decode_image(data, bands))
         except DecodingError as error:
             reason = str(error)
     raise UserError(f"--preview_augmentation: none of the first images can be read ({reason}).")

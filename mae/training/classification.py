@@ -19,6 +19,7 @@ from mae.data.batch import Batch
 from mae.data.crop import CropOptions
 from mae.data.dataset import FeatureDataset, SampleDataset
 from mae.data.labels import Labels
+from mae.data.normalization import normalize_images
 from mae.data.sources import Source
 from mae.data.subsets import RowNumbers
 from mae.data.transforms import ClassificationTransform, seeded
@@ -27,7 +28,6 @@ from mae.training.optimization import LARS, make_optimizer, parameter_groups
 from mae.training.transfer import PROTOCOL_NAMES, batch_seed
 from mae.utils.errors import UserError
 from modeling_mae import MAEForImageClassification, MAEModelOutput
-from patches_mae import normalize
 
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ class Classification:
             # For drop path, which draws from the device's own generator; nothing else draws from it.
             if recipe.drop_path_rate or self.model.config.attention_probs_dropout_prob:
                 torch.manual_seed(seed)
-            arguments = {"pixel_values": normalize(inputs, self.model.config)}
+            arguments = {"pixel_values": normalize_images(inputs, self.model.config)}
         if self.mix is not None:
             with seeded(seed):
                 arguments["pixel_values"], labels = self.mix(arguments["pixel_values"], labels)

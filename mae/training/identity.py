@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from configuration_mae import CONFIG_FIELDS, MAEConfig
+from configuration_mae import CONFIG_FIELDS, FILE_FIELDS, MAEConfig
 from mae.arguments.recipes import Recipe, recipe_identity
 from mae.arguments.run import RunArguments
 from mae.data.mixture import mixture_of
@@ -40,8 +40,9 @@ def run_identity(
         "data": {"fingerprint": source.fingerprint, "images": len(source)},
         "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
     }
-    if not config.standardize_images:  # runs from before this field resume
-        del identity["model"]["standardize_images"]
+    for name in ("standardize_images", *FILE_FIELDS):  # runs from before these fields resume
+        if getattr(config, name) == getattr(MAEConfig, name):
+            del identity["model"][name]
     mixture = mixture_of(source)
     if mixture is not None:
         identity["data"]["parts"] = mixture.describe()

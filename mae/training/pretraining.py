@@ -11,7 +11,7 @@ from mae.arguments.recipes import PreTrainingRecipe
 from mae.data.batch import Batch
 from mae.data.crop import CropOptions
 from mae.data.dataset import SampleDataset
-from mae.data.normalization import model_inputs
+from mae.data.normalization import model_inputs, patch_weights
 from mae.data.sources import Source
 from mae.data.transforms import PreTrainingTransform
 from mae.training.flops import training_flops
@@ -57,7 +57,9 @@ class PreTraining:
         device = self.model.device
         images = batch.pixel_values.to(device, non_blocking=True)
         noise = torch.as_tensor(batch.noise).to(device, non_blocking=True)
-        return forward(model_inputs(images, self.model.config), noise=noise, return_logits=False).loss
+        config = self.model.config
+        weights = patch_weights(images, config, self.recipe.max_nodata_share)
+        return forward(model_inputs(images, config), noise=noise, return_logits=False, patch_weights=weights).loss
 
     def identity(self) -> dict[str, dict[str, Any]]:
         return {}

@@ -14,13 +14,13 @@ from mae.data.batch import Batch
 from mae.data.dataset import SampleDataset
 from mae.data.mask_rows import Masks
 from mae.data.masks import MaskCoding
+from mae.data.normalization import normalize_images
 from mae.data.segmentation import Augmentation, SegmentationTransform
 from mae.data.sources import Source
 from mae.training.optimization import make_optimizer
 from mae.training.transfer import PROTOCOL_NAMES, batch_seed
 from mae.utils.errors import UserError
 from modeling_mae import MAEForSemanticSegmentation
-from patches_mae import normalize
 
 
 class Segmentation:
@@ -73,7 +73,7 @@ class Segmentation:
     def loss(self, forward: nn.Module, batch: Batch) -> Tensor:
         device, config = self.model.device, self.model.config
         labels = torch.as_tensor(batch.labels).to(device, non_blocking=True)
-        pixels = normalize(batch.pixel_values.to(device, non_blocking=True), config)
+        pixels = normalize_images(batch.pixel_values.to(device, non_blocking=True), config)
         if self.is_upernet and len(pixels) == 1:
             # With unreadable images left out, a batch may be too small to normalise over.
             labels, pixels = labels.repeat(2, 1, 1), pixels.repeat(2, 1, 1, 1)

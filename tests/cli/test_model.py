@@ -17,7 +17,7 @@ from mae.cli.model import (
     build_classifier,
     build_model,
     choose_statistics,
-    find_num_channels,
+    find_bands,
     load_encoder,
     read_checkpoint,
 )
@@ -88,11 +88,11 @@ def test_image_processor_name_gives_mean_and_std(tmp_path):
 
 def test_channels_are_known_before_the_model_is_built(checkpoint, tmp_path):
     tiny_config(num_channels=5, image_mean=0.5, image_std=0.5).save_pretrained(tmp_path)
-    assert find_num_channels(PreTrainingRecipe(), None) == 3
-    assert find_num_channels(PreTrainingRecipe(config_overrides="num_channels=4"), None) == 4
-    assert find_num_channels(PreTrainingRecipe(config_name=str(tmp_path)), None) == 5
+    assert find_bands(PreTrainingRecipe(), None).num_channels == 3
+    assert find_bands(PreTrainingRecipe(config_overrides="num_channels=4"), None).num_channels == 4
+    assert find_bands(PreTrainingRecipe(config_name=str(tmp_path)), None).num_channels == 5
     recipe = PreTrainingRecipe(model_name_or_path=checkpoint)
-    assert find_num_channels(recipe, read_checkpoint(recipe)) == 3
+    assert find_bands(recipe, read_checkpoint(recipe)).num_channels == 3
 
 
 def test_checkpoint_gives_its_weights_and_a_report(checkpoint):

@@ -49,7 +49,7 @@ def test_decode_grey_palette_alpha_orientation_animation():
         assert (image[0] == image[1]).all() and (
             image[0].int() - torch.from_numpy(np.array(grey)).int()
         ).abs().max() < 4
-        assert decode_image(encode(picture(), format), num_channels=1).shape == (1, 24, 40)
+        assert decode_image(encode(picture(), format), bands=1).shape == (1, 24, 40)
 
     palette = picture().quantize(16)
     expected = torch.from_numpy(np.array(palette.convert("RGB"))).permute(2, 0, 1)
@@ -79,7 +79,7 @@ def test_decode_16_bits():
         encode(Image.fromarray(values), "PNG"),
         encode(Image.fromarray(values), "TIFF"),
     ):
-        assert torch.equal(decode_image(data, num_channels=1)[0], expected)
+        assert torch.equal(decode_image(data, bands=1)[0], expected)
         assert torch.equal(decode_image(data)[2], expected)
     colour = decode_image(png_of_16_bits(np.stack([values, values[::-1], values // 2], axis=2)))
     assert (colour[0].int() - expected.int()).abs().max() <= 1 and colour[2].max() in (127, 128)
@@ -223,20 +223,19 @@ def test_arrays_that_are_no_images():
         return buffer.getvalue()
 
     for array, message in [
-        (np.zeros((6, 6, 5), np.uint8), r"an array of shape \(6, 6, 5\) is no image of 4 channels"),
-        (np.zeros((2, 4, 4, 4), np.uint8), "is no image of 4 channels"),
+        (np.zeros((6, 6, 5), np.uint8), r"it has 5 channels \(6 x 6 pixels\), but the model takes 4"),
+        (np.zeros((2, 4, 4, 4), np.uint8), "is no image"),
         (np.zeros((0, 4, 4), np.uint8), "is no image"),
-        (np.zeros((8, 8, 4), np.int64), "pixels of type int64 .*uint8, uint16"),
+        (np.zeros((8, 8, 4), np.int64), "pixels of type int64 have no range"),
         (np.full((8, 8, 4), 2.0), r"must be in \[0, 1\]"),
-        (np.full((8, 8, 4), np.nan), r"must be in \[0, 1\]"),
         (np.array([{}]), "Object arrays cannot be loaded"),
     ]:
         with pytest.raises(ValueError, match=message):
-            decode_image(npy(array), num_channels=4)
-    with pytest.raises(ValueError, match="PNG files have 1 or 3 channels, not 4"):
-        decode_image(encode(picture(), "PNG"), num_channels=4)
+            decode_image(npy(array), bands=4)
+    with pytest.raises(ValueError, match="it has 3 channels .* but the model takes 4"):
+        decode_image(encode(picture(), "PNG"), bands=4)
     with pytest.raises(ValueError):
-        decode_image(npy(np.zeros((8, 8, 4), np.uint8))[:-10], num_channels=4)
+        decode_image(npy(np.zeros((8, 8, 4), np.uint8))[:-10], bands=4)
 
 
 def test_tiff_of_many_channels():
@@ -247,7 +246,7 @@ def test_tiff_of_many_channels():
     for options in layouts:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, array, photometric="minisblack", planarconfig="contig", **options)
-        torch.testing.assert_close(decode_image(buffer.getvalue(), num_channels=5), expected)
+        torch.testing.assert_close(decode_image(buffer.getvalue(), bands=5), expected)
 
 
 def test_jpeg_without_torchvisions_decoder(monkeypatch):

@@ -34,11 +34,11 @@ def test_measured_statistics_are_those_of_numpy(tmp_path):
     (tmp_path / "99.png").write_bytes(b"no image")
     source = open_folder(str(tmp_path), "--train_dir")
     order = SampleOrder(source.group_sizes, seed=0, lanes=5)
-    mean, std, count = measure_statistics(source, order, CONFIG, count=1000)
+    mean, std, count, missing = measure_statistics(source, order, CONFIG, count=1000)
     assert count == 24
     np.testing.assert_allclose(mean, colours.mean(0) / 255, atol=1e-6)
     np.testing.assert_allclose(std, colours.std(0) / 255, atol=1e-6)
-    assert measure_statistics(source, order, CONFIG, count=1000) == (mean, std, count)
+    assert measure_statistics(source, order, CONFIG, count=1000) == (mean, std, count, 0)
     assert measure_statistics(source, order, CONFIG, count=10)[2] <= 10
     grey = [encode(Image.new("RGB", (8, 8), "grey"), "PNG")] * 8
     with pytest.raises(UserError, match="single value"):

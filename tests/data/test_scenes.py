@@ -34,7 +34,7 @@ def test_window_of_a_tiff_equals_the_slice(tmp_path, options, channels, dtype):
     scene = open_scene(str(tmp_path / "x.tif"), channels)
     assert isinstance(scene, scenes.TiffScene) and (scene.height, scene.width) == (75, 101)
     for top, left, height, width in [(0, 0, 75, 101), (31, 47, 33, 3), (74, 100, 1, 1), (5, 0, 40, 60)]:
-        window = scene.raw(top, left, height, width)
+        window = scene.values(top, left, height, width)
         np.testing.assert_array_equal(window, array[top : top + height, left : left + width])
 
 
@@ -43,7 +43,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path):
     with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
         for channel in range(4):
             tiff.write(array[..., channel], tile=(16, 16), photometric="minisblack", metadata=None, compression="zlib")
-    np.testing.assert_array_equal(open_scene(str(tmp_path / "x.tif"), 4).raw(9, 11, 30, 20), array[9:39, 11:31])
+    np.testing.assert_array_equal(open_scene(str(tmp_path / "x.tif"), 4).values(9, 11, 30, 20), array[9:39, 11:31])
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate"])
@@ -86,7 +86,7 @@ def test_hole_of_a_sparse_tiff_has_the_value_of_missing_data(tmp_path):
         tmp_path / "x.tif", iter(blocks), shape=(16, 32), dtype="uint8", tile=(16, 16), extratags=nodata,
         compression="zlib", photometric="minisblack", metadata=None,
     )  # fmt: skip
-    window = open_scene(str(tmp_path / "x.tif"), 1).raw(0, 8, 16, 16)
+    window = open_scene(str(tmp_path / "x.tif"), 1).values(0, 8, 16, 16)
     assert window[:, :8].min() == window[:, :8].max() == 9 and window[:, 8:].min() == window[:, 8:].max() == 7
 
 
