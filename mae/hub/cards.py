@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from configuration_mae import MAEConfig, to_pair
+from configuration_mae import FILE_FIELDS, MAEConfig, to_pair
 from mae.utils.files import CARD_FILE, write_text
 from mae.utils.hashing import hash_text
 from mae.utils.text import listed
@@ -262,11 +262,13 @@ def _usage_variables(config: MAEConfig, model_class: type[MAEPreTrainedModel]) -
     """The variables of encoder.md and usage.md."""
     tasks = {MAEForImageClassification: "image-classification", MAEForSemanticSegmentation: "image-segmentation"}
     height, width = to_pair(config.image_size)
+    reads_values = any(getattr(config, name) is not None for name in FILE_FIELDS)
     return {
         "config": config,
         "task": tasks.get(model_class, "image-feature-extraction"),
         "has_decoder": model_class is MAEForPreTraining,
-        "mode": {1: "L", 3: "RGB"}.get(config.num_channels),  # Pillow has no images with other numbers of channels
+        # Pillow has no images with other numbers of channels, and cannot scale values.
+        "mode": None if reads_values else {1: "L", 3: "RGB"}.get(config.num_channels),
         "height": height,
         "width": width,
     }

@@ -54,7 +54,7 @@ def run_identity(
 def resolved_recipe(
     recipe: Recipe, arguments: RunArguments, accelerator: Accelerator, source: Source, config: MAEConfig
 ) -> dict[str, Any]:
-    """The flags that repeat a run, with the revision of the data and the mean and std of its images filled in."""
+    """The flags that repeat a run, with the revision of the data and what was measured of its images."""
     flags = asdict(recipe) | asdict(arguments)
     # The launcher may have set the precision.
     flags |= {precision: accelerator.mixed_precision == precision for precision in ("bf16", "fp16")}
@@ -66,6 +66,8 @@ def resolved_recipe(
         mixture = mixture_of(source)
         if mixture is not None:
             flags["dataset_name"] = mixture.paths
+    if recipe.value_range is not None:
+        flags["value_range"] = [number for pair in config.value_range for number in pair]
     if recipe.image_mean is not None:
         flags |= {name: list(getattr(config, name)) for name in ("image_mean", "image_std")}
     return {name: value for name, value in flags.items() if value is not None}

@@ -12,14 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
+from configuration_mae import MAEConfig
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
 from mae.cli.model import build_model
 from mae.cli.parser import parse_arguments
+from mae.data.bands import bands_of
+from mae.data.decoding import EncodedImage
+from mae.data.normalization import normalize_images
 from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForPreTraining
 from tests.support.data import ROOT, write_parquet
@@ -356,6 +361,41 @@ def test_normalisation_of_ones_own(tmp_path):
     statistics = ["--image_mean", *processor.image_mean, "--image_std", *processor.image_std]
     again = start("--output_dir", tmp_path / "run", *arguments, *statistics)
     assert again.returncode == 0 and "already finished" in again.stdout
+
+
+def test_bands_of_scenes_with_missing_data(tmp_path):
+    """What is measured is in the log, the model, the recipe; and the lines of the card prepare images in this way."""
+    tifffile = pytest.importorskip("tifffile")
+    generator = np.random.default_rng(0)
+    (tmp_path / "scenes").mkdir()
+    for number in range(2):
+        scene = generator.normal(1000, 300, (128, 128, 5)).astype(np.int16)
+        scene[:32] = -9999
+        file = tmp_path / "scenes" / f"{number}.tif"
+        tifffile.imwrite(file, scene, photometric="minisblack", planarconfig="contig", tile=(64, 64))
+    arguments = ["--train_dir", tmp_path / "scenes", "--tile_size", 32, *TINY, "--config_overrides", MODEL]
+    arguments += ["--max_steps", 2, "--channels", "5,2", "--nodata", -9999, "--image_mean", "auto"]
+    done = start("--output_dir", tmp_path / "run", *arguments, "--value_range", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "images: --value_range " in done.stdout and "of their values are missing data" in done.stdout
+    config = MAEConfig.from_pretrained(tmp_path / "run")
+    assert config.num_channels == 2 and config.input_channels == [5, 2] and config.nodata == -9999
+    for low, high in config.value_range:  # of a normal distribution
+        assert low == pytest.approx(1000 - 2.576 * 300, abs=60) and high == pytest.approx(1000 + 2.576 * 300, abs=60)
+    assert config.image_mean == pytest.approx([0.5, 0.5], abs=0.03)
+    # The recipe has the numbers, and they are the same run.
+    recipe = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    again = start("--output_dir", tmp_path / "run", *arguments, "--value_range", *recipe["value_range"])
+    assert again.returncode == 0 and "already finished" in again.stdout, again.stderr
+    # The lines of the card.
+    block = (tmp_path / "run" / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    lines = [line for line in block.splitlines() if line.startswith(("values[", "low", "mean", "pixel_values"))]
+    values = torch.from_numpy(scene[16:48, 16:48][..., [4, 1]].transpose(2, 0, 1).astype(np.float32))[None]
+    names = {"torch": torch, "values": values.clone()}
+    exec("\n".join(lines), names)
+    tile = EncodedImage(str(tmp_path / "scenes" / "1.tif"), bands_of(config)).decode()[None, :, 16:48, 16:48]
+    assert torch.allclose(names["pixel_values"], normalize_images(tile, config), atol=1e-5)
+    assert (names["pixel_values"][..., :16, :] == 0).all()
 
 
 CHECKPOINT = str(ROOT / "tests" / "fixtures" / "checkpoint_pretraining")
