@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import DatasetBuilder, Image, Value, load_dataset, load_dataset_builder
+from datasets import Array3D, DatasetBuilder, Image, Value, load_dataset, load_dataset_builder
 from datasets.packaged_modules.cache.cache import Cache
 from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from datasets.packaged_modules.parquet.parquet import Parquet
@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import DatasetInfo, RepoFile
 from huggingface_hub.utils import validate_repo_id
 
+from mae.data.cells import is_array_feature
 from mae.data.folders import IMAGE_EXTENSIONS
 from mae.data.parquet import ParquetSource, read_footers
 from mae.data.sources import ArrowSource, ImageFileSource, Source
@@ -38,16 +39,22 @@ _SECONDS = 10  # for the Hub to answer whether it has a data set
 
 
 def find_image_column(features: dict[str, Any], image_column_name: str | None) -> str:
-    """The named column, or the only one of type Image; a `UserError` if there is none or several."""
+    """
+    The named column, or the only one of type Image, or the only one of arrays; a `UserError` if there is none or
+    several.
+    """
     if image_column_name is not None:
         feature = features.get(image_column_name)
         if isinstance(feature, Image) or feature in (Value("binary"), Value("large_binary")):
+            return image_column_name
+        if is_array_feature(feature):
             return image_column_name
         if isinstance(feature, dict) and "bytes" in feature:
             return image_column_name
         problem = "does not exist" if feature is None else f"holds {type(feature).__name__}, no images"
         raise UserError(f"--image_column_name {image_column_name} {problem}. Columns: {', '.join(features)}.")
     columns = [name for name, feature in features.items() if isinstance(feature, Image)]
+    columns = columns or [name for name, feature in features.items() if isinstance(feature, Array3D)]
     if len(columns) != 1:
         found = f"several image columns ({', '.join(columns)})" if columns else "no column of type Image"
         raise UserError(

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from mae.data.cells import array_file, is_array_feature
 from mae.data.sources import REMOTE_READERS, Source
 from mae.utils.errors import UserError
 from mae.utils.files import atomic_write
@@ -117,7 +118,7 @@ class ParquetSource(Source):
 
     Args:
         row_groups: Row groups of all its files.
-        column: A struct of `bytes` and `path`, as `datasets` stores images, or the bytes alone.
+        column: A struct of `bytes` and `path`, as `datasets` stores images, the bytes alone, or arrays.
         footers: A hash of the footers, for the fingerprint.
         revision: The commit that it is read at, on the Hub.
         features: Type of each column.
@@ -188,11 +189,15 @@ class ParquetSource(Source):
             names = [field.name for field in file.schema_arrow.field(self.column).flatten()]
             leaf = f"{self.column}.bytes" if f"{self.column}.bytes" in names else self.column
             row, paths = 0, None
+            is_array = is_array_feature(self.features.get(self.column))
             # In this thread, because Arrow has only as many threads as there are cores, and they would all wait.
             batches = file.iter_batches(32, row_groups=[row_group.number], columns=[leaf], use_threads=False)
             for batch in batches:
                 images = batch.column(0) if leaf == self.column else batch.column(0).field("bytes")
                 for index in range(max(first_row - row, 0), len(batch)):
+                    if is_array:
+                        yield array_file(images[index])
+                        continue
                     image = images[index].as_py()
                     if image is None and f"{self.column}.path" in names:  # an image beside the file
                         if paths is None:

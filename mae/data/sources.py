@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import Image
 
+from mae.data.cells import array_file, is_array_feature
 from mae.utils.hashing import hash_key
 
 
@@ -150,12 +151,19 @@ class ArrowSource(Source):
         self.features = dict(dataset.features)
         self.group_sizes = [1] * len(dataset)
         self._dataset = dataset
-        self._images = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+        self._is_array = is_array_feature(dataset.features[column])
+        images = dataset.select_columns([column])
+        self._images = (
+            images.with_format("arrow") if self._is_array else images.cast_column(column, Image(decode=False))
+        )
         # Of a sample of the rows, because nothing else tells on every machine alike what is in them.
         content = [_content(next(iter(self.read(row, 0)))) for row in sample_rows(len(dataset))]
         self.fingerprint = hash_key("arrow", column, len(dataset), *content).hex()
 
     def read(self, group: int, first_row: int) -> Iterator[bytes | str]:
+        if self._is_array:
+            yield array_file(self._images[group][self.column][0])
+            return
         image = self._images[group][self.column] or {}
         yield image.get("bytes") or image.get("path") or b""
 
