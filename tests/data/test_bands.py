@@ -10,11 +10,17 @@ from PIL import Image
 
 from configuration_mae import MAEConfig
 from mae.data.bands import Bands, bands_of, to_pixels
+from mae.data.batch import samples_digest
+from mae.data.crop import CropOptions
 from mae.data.dataset import SampleDataset
 from mae.data.decoding import DecodingError, EncodedImage, decode_image
+from mae.data.folders import open_folder
+from mae.data.loader import make_loader
 from mae.data.normalization import measure_range, measure_statistics, normalize_images, patch_weights
 from mae.data.order import SampleOrder
 from mae.data.scenes import open_scene
+from mae.data.stream import SampleStream
+from mae.data.tiles import Tiling, cut_source
 from mae.data.transforms import PreTrainingTransform
 from modeling_mae import MAEForPreTraining
 from tests.support.samples import BrokenSource, sample
@@ -212,3 +218,31 @@ def test_default_reads_pictures_as_before():
     data = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(data, "PNG")
     assert EncodedImage(data.getvalue()).pixels().dtype == np.uint8
+
+
+def test_sequence_of_tiles_with_missing_data_does_not_depend_on_workers_processes_or_restarts(tmp_path):
+    for number in range(3):
+        scene = GENERATOR.normal(1000, 200, (64, 96, 3)).astype(np.int16)
+        scene[:20, :40] = -1
+        file = tmp_path / f"{number}.tif"
+        tifffile.imwrite(file, scene, photometric="minisblack", planarconfig="contig", tile=(32, 32))
+    config = MAEConfig(
+        image_size=16, patch_size=4, num_channels=2, input_channels=[3, 1], value_range=(0, 2000), nodata=-1
+    )
+    bands = bands_of(config)
+    source = cut_source(open_folder(str(tmp_path), "--train_dir", bands), Tiling(32, 8), bands)
+
+    def batches(workers=0, start=0, size=4, index=0, processes=1):
+        order = SampleOrder(source.group_sizes, seed=1, lanes=2, shuffle_buffer_size=8)
+        stream = SampleStream(source, order, size, index, processes, start, stop=32)
+        made = list(make_loader(stream, SampleDataset(PreTrainingTransform(config, CropOptions(rot90=True))), workers))
+        return [(samples_digest(batch.digests), batch.pixel_values.nan_to_num(-1)) for batch in made]
+
+    expected = batches()
+    assert any((pixels == -1).any() for _, pixels in expected)
+    for other, same in ((batches(workers=3), expected), (batches(start=12), expected[3:])):
+        assert [digest for digest, _ in other] == [digest for digest, _ in same]
+        assert all(torch.equal(one[1], two[1]) for one, two in zip(other, same, strict=True))
+    halves = [batches(size=2, index=index, processes=2) for index in range(2)]
+    for (_, one), (_, two), (_, whole) in zip(*halves, expected, strict=True):
+        assert torch.equal(torch.stack([one, two], 1).flatten(0, 1), whole)

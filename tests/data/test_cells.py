@@ -48,7 +48,8 @@ def test_cells_of_other_shapes():
     image = [[1, 2], [3, 4]]
     kinds = pa.list_(pa.list_(pa.int16()))
     for cell in (pa.scalar(image, kinds), pa.scalar(image, pa.large_list(pa.list_(pa.int16(), 2)))):
-        assert decode_image(array_file(cell), Bands(1, None, ((0.0, 4.0),)))[0].tolist() == [
+        pixels = decode_image(array_file(cell), Bands(1, None, ((0.0, 4.0),)))
+        assert pixels[0].tolist() == [
             [63.75, 127.5],
             [191.25, 255],
         ]
