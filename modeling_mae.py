@@ -584,8 +584,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         """
         Mask images, encode the visible patches and predict all. Arguments and errors as in [`MAEModel.forward`]. A
         mask that keeps or removes no patch raises a `ValueError` too. `return_loss=False` skips the loss, and
-        `return_logits=False` the predictions that the loss does not need. `patch_weights` of shape `(B, L)` are
-        factors of the loss of each patch, 0 for missing data.
+        `return_logits=False` the predictions that the loss does not need. `patch_weights` `(B, L)` weight the errors.
         """
         masked = self.mae.mask_patches(
             pixel_values,
@@ -615,8 +614,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
     def loss(self, patches: Tensor, predictions: Tensor, weights: Tensor | None = None) -> Tensor:
         """
         Mean squared error of the predictions for removed patches (Section 3, "Reconstruction target"), a scalar in
-        float32. Both arguments have the shape `(B, removed, P)`, the weights of patches `(B, removed)`. Patches are
-        normalised pixels, or uint8.
+        float32. Patches (normalised pixels, or uint8) and predictions are `(B, removed, P)`, weights `(B, removed)`.
         """
         errors = SquaredNorms.apply(predictions.float() - target_patches(patches, self.config))
         return (errors if weights is None else errors * weights).mean() / patches.shape[-1]

@@ -41,7 +41,9 @@ class BandArguments(Arguments):
                 raise UserError(f"--channels {' '.join(self.channels)} must be numbers from 1, or names.")
             self.channels = names
         numbers = self.range_values()
-        if numbers is not None and (len(numbers) % 2 or any(low >= high for low, high in numbers_in_pairs(numbers))):
+        if numbers is not None and (
+            len(numbers) % 2 or any(not low < high for low, high in numbers_in_pairs(numbers))
+        ):
             raise UserError(
                 f"--value_range {' '.join(self.value_range)} must be a low and a higher number, such a pair for each "
                 "channel, or auto."

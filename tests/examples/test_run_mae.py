@@ -416,7 +416,7 @@ ERRORS = [
     ("--config_overrides hidden=10", "--config_overrides hidden=10.*hidden_size"),
     ("--config_overrides hidden_size", "--config_overrides hidden_size"),
     ("--config_overrides num_channels=13", "13 channels.*--image_mean auto"),
-    ("--config_overrides num_channels=13,image_mean=0,image_std=1", "PNG files have 1 or 3 channels, not 13"),
+    ("--config_overrides num_channels=13,image_mean=0,image_std=1", "it has 3 channels .* but the model takes 13"),
     ("--image_mean 0.5", "--image_mean and --image_std"),
     ("--image_mean auto --image_std 0.5", "--image_mean auto .*--image_std"),
     ("--image_mean a --image_std b", "--image_mean a"),
