@@ -11,7 +11,7 @@ ENCODER = {"hidden_size": 192, "num_hidden_layers": 6, "num_attention_heads": 3,
 DECODER = {"decoder_hidden_size": 96, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 3}
 DECODER |= {"decoder_intermediate_size": 384}
 _BF16 = {"bf16": True, "logging_steps": 50, "eval_steps": 1_000_000, "save_minutes": 5}
-_PRETRAINING = _BF16 | {"learning_rate": 2e-3, "weight_decay": 0.05}
+_PRETRAINING = _BF16 | {"learning_rate": 5e-4, "weight_decay": 0.05, "norm_pix_loss": True}
 
 
 @dataclass(frozen=True)

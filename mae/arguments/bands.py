@@ -66,6 +66,10 @@ class BandArguments(Arguments):
         numbers = self.range_values()
         if numbers is not None:
             fields["value_range"] = numbers_in_pairs(numbers)
+        elif (
+            self.value_range is not None
+        ):  # until it is measured: the values of files are read, and not 8 bits of them
+            fields["value_range"] = (0.0, 1.0)
         if self.nodata is not None:
             fields["nodata"] = self.nodata
         return fields

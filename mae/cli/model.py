@@ -81,8 +81,6 @@ def find_bands(recipe: ModelArguments, weights: Weights | None) -> Bands:
         fields = _config_fields(recipe.config_name)
     fields = {name: fields[name] for name in FILE_FIELDS if name in fields} | recipe.file_fields()
     num_channels = parse_overrides(recipe.config_overrides).get("num_channels") or _num_channels(recipe, weights)
-    if recipe.value_range == ["auto"]:
-        fields["value_range"] = [0.0, 1.0]
     with configuration_errors():
         return bands_of(MAEConfig(num_channels=num_channels, **fields))
 

@@ -19,7 +19,7 @@ class Flags(BandArguments):
         ({}, {}),
         ({"channels": ["4,3,2"]}, {"input_channels": [4, 3, 2]}),
         ({"channels": ["B4", "3"]}, {"input_channels": ["B4", 3]}),
-        ({"value_range": ["auto"]}, {}),
+        ({"value_range": ["auto"]}, {"value_range": (0.0, 1.0)}),
         ({"value_range": ["-1", "2.5"]}, {"value_range": [(-1.0, 2.5)]}),
         ({"value_range": ["0", "1", "0", "10"]}, {"value_range": [(0.0, 1.0), (0.0, 10.0)]}),
         ({"nodata": 0.0}, {"nodata": 0.0}),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from transformers import ViTMAEConfig
 
 from configuration_mae import MAEConfig
@@ -25,6 +26,7 @@ from mae.data.labels import Labels
 from mae.utils.errors import UserError
 from modeling_mae import MAEForPreTraining, make_image_processor
 from tests.support.models import TINY, tiny_config
+from tests.support.samples import BrokenSource, encode
 
 
 LABELS = Labels(np.array([0, 1, 1]), ["cat", "dog"])
@@ -158,6 +160,20 @@ def test_classifier_needs_a_checkpoint_or_from_scratch():
 
 
 # Statistics and encoders
+
+
+def test_range_of_pictures_is_that_of_their_values_and_not_of_8_bits():
+    """A radiograph has 12 bits in a PNG of 16."""
+    values = np.random.default_rng(0).integers(0, 4096, (8, 48, 48)).astype(np.uint16)
+    source = BrokenSource([encode(Image.fromarray(image), "PNG") for image in values])
+    recipe = PreTrainingRecipe(
+        value_range=["auto"], image_mean=["auto"], config_overrides=f"{FIELDS},num_channels=1", lanes=1
+    )
+    model, _ = build_model(recipe, None)
+    note = choose_statistics(model, source, recipe, RunArguments())
+    assert "Measured on 8 images: --value_range " in note and "--image_mean [0." in note
+    assert model.config.value_range == [pytest.approx(np.percentile(values, (0.5, 99.5)), abs=5)]
+    assert model.config.image_mean == pytest.approx([0.5], abs=0.02)
 
 
 def test_images_of_other_channels_need_statistics():
