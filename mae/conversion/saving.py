@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import ViTMAEConfig
 
-from configuration_mae import CONFIG_FIELDS, LABEL_FIELDS, to_pair
+from configuration_mae import CONFIG_FIELDS, FILE_FIELDS, LABEL_FIELDS, to_pair
 from mae.conversion.layouts import LAYOUTS, from_native, names_in
 from mae.utils.errors import UserError, first_line
 from mae.utils.files import CONFIG_FILE, WEIGHTS_FILE, write_json
@@ -88,6 +88,9 @@ def lost_in(model: MAEPreTrainedModel, layout: str) -> list[str]:
         for name, value in (("masking", "random"), ("pooling", "cls")):
             if getattr(model.config, name) != value:
                 lost.append(f"{name}={getattr(model.config, name)}")
+    if layout in ("timm", "vit_mae"):
+        values = {name: getattr(model.config, name) for name in FILE_FIELDS}
+        lost += [f"{name}={value}" for name, value in values.items() if value is not None]
     return lost
 
 

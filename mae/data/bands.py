@@ -116,6 +116,16 @@ def tiff_names(tiff) -> list[str]:
     return list((tiff.imagej_metadata or {}).get("Labels", []))
 
 
+def find_missing(array: np.ndarray, bands: Bands) -> np.ndarray | None:
+    """Where an array has missing data: `bands.nodata`, or a value that is not finite. None if it has none."""
+    missing = None if bands.nodata is None else array == bands.nodata
+    if array.dtype.kind == "f":
+        finite = np.isfinite(array)
+        if not finite.all():
+            missing = ~finite if missing is None else missing | ~finite
+    return missing
+
+
 def to_pixels(array: np.ndarray, bands: Bands) -> np.ndarray:
     """
     Scale values (H, W, C) to the range of 8 bits, with a plane per channel: uint8, or float32 in which NaN stands for
@@ -125,22 +135,16 @@ def to_pixels(array: np.ndarray, bands: Bands) -> np.ndarray:
         ValueError: if the values have no range.
     """
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    is_float, missing = array.dtype.kind == "f", None
     if array.dtype.kind not in "uif":
         raise ValueError(f"pixels of type {array.dtype} are no numbers")
-    if bands.nodata is not None:
-        missing = array == bands.nodata
-    if is_float:
-        finite = np.isfinite(array)
-        if not finite.all():
-            missing = ~finite if missing is None else missing | ~finite
+    missing = find_missing(array, bands)
     if bands.value_range is not None:
         low, high = np.array(bands.value_range, dtype=np.float32).T
         with np.errstate(invalid="ignore", over="ignore"):
             array = ((array.astype(np.float32) - low) * (255 / (high - low))).clip(0, 255)
     elif array.dtype == np.uint16:
         array = array.astype(np.float32) / 257
-    elif is_float:
+    elif array.dtype.kind == "f":
         array = array.astype(np.float32) * 255
         valid = array if missing is None else array[~missing]
         if valid.size and not (valid.min() >= 0 and valid.max() <= 255):

@@ -9,13 +9,13 @@ import pyarrow.compute as pc
 from datasets import Array2D, Array3D, LargeList, List
 
 
-_ARRAYS = (Array2D, Array3D, List, LargeList)
+ARRAY_FEATURES = (Array2D, Array3D, List, LargeList)
 
 
 def is_array_feature(feature: Any) -> bool:
     """Whether a feature of `datasets` may hold arrays: Array2D, Array3D or nested lists."""
     if isinstance(feature, (List, LargeList)):
-        return isinstance(feature.feature, _ARRAYS)
+        return isinstance(feature.feature, ARRAY_FEATURES)
     return isinstance(feature, (Array2D, Array3D))
 
 

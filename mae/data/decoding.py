@@ -139,7 +139,7 @@ class EncodedImage(OpenImage):
     """
 
     @explained
-    def __init__(self, data: bytes | str | None, bands: int | Bands = Bands()):  # noqa: B008, it is a tuple
+    def __init__(self, data: bytes | str | None, bands: int | Bands = 3):
         if not data:
             raise DecodingError("there is no image, only 0 bytes")
         if isinstance(data, str):

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Array2D, Array3D, Image, LargeList, List
+from datasets import Image
 from tqdm import tqdm
 
+from mae.data.cells import ARRAY_FEATURES
 from mae.data.decoding import DecodingError, EncodedImage
 from mae.data.folders import IMAGE_EXTENSIONS, open_folder
 from mae.data.masks import ClassTable, MaskCoding, RawMask, check_array, make_coding, read_mask, show_value
@@ -26,7 +27,6 @@ from mae.utils.text import listed
 MASK_EXTENSIONS = IMAGE_EXTENSIONS | {".npy"}
 # Columns that hold masks if no flag says so, the most usual names first.
 _USUAL_NAMES = ("mask", "label", "labels", "annotation", "annotations", "segmentation", "segmentation_mask", "masks")
-_ARRAYS = (Array2D, Array3D, List, LargeList)
 # Values that are kept of a mask column: a photo instead of masks would have as many as pixels.
 _MAX_VALUES = 2000
 
@@ -154,7 +154,7 @@ def find_mask_columns(
 
 
 def _may_be_masks(feature: Any) -> bool:
-    return isinstance(feature, (Image, *_ARRAYS))
+    return isinstance(feature, (Image, *ARRAY_FEATURES))
 
 
 def read_mask_column(source: Source, column: str) -> MaskColumn:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from configuration_mae import MAEConfig
+from mae.data.bands import find_missing
 from mae.data.dataset import SampleDataset
 from mae.data.decoding import open_image
 from mae.data.loader import make_loader
@@ -108,9 +109,9 @@ class _ValuesTransform(ImageTransform):
         values = open_image(sample.image, self.bands).values()
         rows, columns = (np.linspace(0, side - 1, _GRID).round().astype(int) for side in values.shape[:2])
         values = values[rows[:, None], columns].astype(np.float64)
-        if self.bands.nodata is not None:
-            values[values == self.bands.nodata] = np.nan
-        values[~np.isfinite(values)] = np.nan
+        missing = find_missing(values, self.bands)
+        if missing is not None:
+            values[missing] = np.nan
         return {"pixel_values": torch.from_numpy(values).permute(2, 0, 1)}, ()
 
 

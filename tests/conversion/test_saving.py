@@ -128,6 +128,11 @@ def test_settings_of_training_that_a_layout_lacks_are_listed():
     model = make_model_of_kind("pretraining", masking="block", pooling="mean")
     assert lost_in(model, "vit_mae") == ["masking=block", "pooling=mean"]
     assert not lost_in(model, "mae")
+    model.config.update({"masking": "random", "pooling": "cls", "nodata": 0, "value_range": [[0.0, 4000.0]] * 3})
+    for layout, lost in (("vit_mae", True), ("timm", True), ("mae", False), ("official", False)):
+        found = lost_in(model, layout)
+        assert {"nodata=0", "value_range=[[0.0, 4000.0], [0.0, 4000.0], [0.0, 4000.0]]"} <= set(found) or not lost
+        assert lost or not any("=" in name for name in found)
 
 
 @pytest.mark.parametrize("kind", DENSE_KINDS)
