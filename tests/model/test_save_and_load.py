@@ -318,15 +318,22 @@ def test_push_to_hub_with_an_unknown_argument_creates_no_repository(hub):
 # Without the package
 
 
-@pytest.fixture(scope="session", params=[*KINDS, "segmentation_linear"])
-def remote(request, saved, tmp_path_factory):
-    """Kind, report, outputs and stderr of a fresh process that cannot import the package."""
-    work = tmp_path_factory.mktemp(request.param)
-    save_file(make_inputs(), work / "inputs.safetensors")
+REMOTE_KINDS = [*KINDS, "segmentation_linear"]
+
+
+@pytest.fixture(scope="session")
+def reports(saved, tmp_path_factory):
+    """The reports of all kinds, their working directories, and the stderr of a process that cannot import the package."""
+    work = tmp_path_factory.mktemp("remote")
+    folders = [work / kind for kind in REMOTE_KINDS]
+    for folder in folders:
+        folder.mkdir()
+        save_file(make_inputs(), folder / "inputs.safetensors")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(work / "home"), "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
+    pairs = [path for kind, folder in zip(REMOTE_KINDS, folders) for path in (saved / kind, folder)]
     result = subprocess.run(
-        [sys.executable, FIXTURES / "load_without_package.py", saved / request.param, work],
+        [sys.executable, FIXTURES / "load_without_package.py", *pairs],
         capture_output=True,
         text=True,
         env=environment,
@@ -334,8 +341,15 @@ def remote(request, saved, tmp_path_factory):
         timeout=300,
     )
     assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout.splitlines()[-1])
-    return request.param, report, load_file(work / "outputs.safetensors"), result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    return dict(zip(REMOTE_KINDS, zip(map(json.loads, lines), folders, strict=True), strict=True)), result.stderr
+
+
+@pytest.fixture(params=REMOTE_KINDS)
+def remote(request, reports):
+    """Kind, report, outputs and stderr of what a process without the package loaded."""
+    report, folder = reports[0][request.param]
+    return request.param, report, load_file(folder / "outputs.safetensors"), reports[1]
 
 
 def test_code_of_a_checkpoint_works_without_the_package(remote, saved):
