@@ -323,7 +323,7 @@ REMOTE_KINDS = [*KINDS, "segmentation_linear"]
 
 @pytest.fixture(scope="session")
 def reports(saved, tmp_path_factory):
-    """The reports of all kinds, their working directories, and the stderr of a process that cannot import the package."""
+    """The report and working directory of each kind, and stderr, of a process that cannot import the package."""
     work = tmp_path_factory.mktemp("remote")
     folders = [work / kind for kind in REMOTE_KINDS]
     for folder in folders:
