@@ -4,8 +4,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -217,15 +215,21 @@ def test_workers_that_are_not_forked_share_it(source, method):
     assert cache.num_images >= len(source) // 4 * 4  # of an epoch
 
 
+def attach_and_put(address):
+    os.closerange(3, 1024)  # not by what it has inherited
+    PixelCache.attach(address, 4, 10**6).put(2, 1, np.full((5, 6, 3), 7, dtype=np.uint8), Size(5, 6, False))
+
+
 def test_another_process_attaches_by_the_address():
     cache = PixelCache(4, 10**6)
-    code = (
-        "import sys, numpy as np; from mae.data.pixel_cache import PixelCache, Size; "
-        "cache = PixelCache.attach(tuple(map(int, sys.argv[1:])), 4, 10**6); "
-        "cache.put(2, 1, np.full((5, 6, 3), 7, dtype=np.uint8), Size(5, 6, False))"
+    process = multiprocessing.get_context("fork").Process(target=attach_and_put, args=[cache.address])
+    process.start()
+    process.join()
+    assert (
+        process.exitcode == 0
+        and cache.holds(2)
+        and np.array_equal(cache.get(2)[0], np.full((5, 6, 3), 7, dtype=np.uint8))
     )
-    subprocess.run([sys.executable, "-c", code, *map(str, cache.address)], check=True)
-    assert cache.holds(2) and np.array_equal(cache.get(2)[0], np.full((5, 6, 3), 7, dtype=np.uint8))
     process, file, token = cache.address
     with pytest.raises(OSError, match="no such cache"):
         PixelCache.attach((process, file, token + 1), 4, 10**6)

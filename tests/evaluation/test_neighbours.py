@@ -64,11 +64,11 @@ def evaluated(output_dir, *arguments):
     return lines_of(output_dir)
 
 
-def test_pre_training_logs_the_accuracy_that_run_knn_finds(data, tmp_path, parquet_folder):
+def test_pre_training_logs_the_accuracy_that_run_knn_finds(data, labelled, tmp_path):
     """Logged and drawn, and without an effect on training."""
-    flags = ["--dataset_name", EMOJI, *data[2:], "--max_steps", 12, "--eval_steps", 5]
+    flags = ["--dataset_name", labelled, *data[2:], "--max_steps", 12, "--eval_steps", 5]
     plain = train(tmp_path / "plain", *flags)
-    watched = train(tmp_path / "watched", *flags, "--knn_epochs", 8 / 1716 * 4)  # four steps
+    watched = train(tmp_path / "watched", *flags, "--knn_epochs", 0.33)  # four steps
     assert exact(plain) == exact(watched)
     lines = lines_of(tmp_path / "watched")
     assert [line["step"] for line in lines if "eval_knn_accuracy" in line] == [4, 8, 12]
@@ -77,7 +77,9 @@ def test_pre_training_logs_the_accuracy_that_run_knn_finds(data, tmp_path, parqu
     assert pictures[1][1] > pictures[0][1]
     card = (tmp_path / "watched" / "README.md").read_text()
     assert f"| Accuracy of 20 nearest neighbours, validation images | {lines[-1]['eval_knn_accuracy']:.1%} |" in card
-    done = start("--model_name_or_path", tmp_path / "watched", "--pooling", "cls", script=KNN)
+    done = start(
+        "--model_name_or_path", tmp_path / "watched", "--dataset_name", labelled, "--pooling", "cls", script=KNN
+    )
     assert f"accuracy {lines[-1]['eval_knn_accuracy']:.4g}," in done.stdout, done.stderr
     # Held-out images of the training ones, which are then no neighbours.
     alone = ["--dataset_name", next(EMOJI.glob("test-*.parquet")), *data[2:], "--max_steps", 4]

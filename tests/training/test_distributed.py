@@ -50,6 +50,7 @@ def test_accelerate_accepts_each_configuration(path):
             assert (ROOT / flags.training_script_args[number + 1]).exists()
 
 
+@pytest.mark.slow
 def test_fsdp2_gives_the_numbers_of_one_process(data, tmp_path):
     """Weights, gradients, moments and average in pieces: the same numbers, and checkpoints for one process too."""
     labelled = ["--dataset_name", next(EMOJI.glob("test-*.parquet")), *data[2:], "--knn_epochs", 0.25]
