@@ -200,7 +200,7 @@ def test_processes_that_write_at_once_write_each_image_once():
         assert len(np.unique(cache.get(row)[0])) == 1
 
 
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize(("source", "method"), [("folder", "forkserver"), ("parquet", "spawn")], indirect=["source"])
 def test_workers_that_are_not_forked_share_it(source, method):
     cache = PixelCache(len(source), 10**8)
     loader = cached_loader(source, cache)
