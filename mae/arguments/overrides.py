@@ -20,6 +20,13 @@ def parse_statistics(flag: str, values: list[str] | None) -> list[float] | None:
         raise UserError(f"--{flag} {' '.join(values)} must be numbers, or auto.") from None
 
 
+def without_sizes(overrides: str) -> str:
+    """The pairs of "hidden_size=192,num_channels=4" that no named model size sets."""
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    names = {prefix + name for prefix in ("", "decoder_") for name in sizes}
+    return ",".join(pair for pair in overrides.split(",") if pair.partition("=")[0].strip() not in names)
+
+
 def parse_overrides(overrides: str | None) -> dict[str, Any]:
     """
     The fields of "hidden_size=192,qkv_bias=false", in the types that they have in a configuration.

@@ -16,6 +16,7 @@ from transformers.hf_argparser import string_to_bool
 
 from mae.arguments.flags import GROUPS, Flag, expand_home
 from mae.arguments.names import suggestion
+from mae.arguments.overrides import without_sizes
 from mae.arguments.run import RunArguments
 from mae.cli.recipe_files import find_recipe, list_recipes
 from mae.cli.trainer import SHOWN, TOKENS, TRAINER_FLAGS, check_trainer_flag, other_trainer_flags
@@ -33,7 +34,7 @@ _MODEL = ("model_size", "config_name", "config_overrides", "image_size", "patch_
 _REPLACED = {
     "model_name_or_path": ("model_revision", *_MODEL),
     "config_name": ("model_name_or_path", "model_revision", *_MODEL),
-    "model_size": ("config_name", "config_overrides"),
+    "model_size": ("config_name",),
     "crop": ("min_crop_area", "max_crop_area", "min_crop_ratio", "max_crop_ratio"),
     "base_learning_rate": ("learning_rate",),
     "num_train_epochs": ("max_steps",),
@@ -217,6 +218,8 @@ def _drop_replaced(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, A
     for flag, replaced in _REPLACED.items():
         if flag in given:
             recipe = {name: value for name, value in recipe.items() if name == flag or name not in replaced}
+    if "model_size" in given and recipe.get("config_overrides"):
+        recipe = recipe | {"config_overrides": without_sizes(recipe["config_overrides"])}
     named = {name: _words(recipe[name]) for name in ("dataset_name", "train_dir") if name in recipe}
     others = {name: _words(given[name]) for name in ("dataset_name", "train_dir") if name in given}
     if named and others and named != others:

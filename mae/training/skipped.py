@@ -71,11 +71,15 @@ class SkippedImages:
         Raises:
             DataError: if no image can be read, or more than the allowed share cannot.
         """
+        if not num_skipped:
+            return
+        first = next(iter(self.log.read()), None)
+        example = f". The first is {first['file']} row {first['row']}: {first['reason']}" if first else ""
         if num_skipped == num_samples:
-            raise DataError(f"None of the first {num_samples:,} images can be read (see {self.log.path}).")
+            raise DataError(f"None of the first {num_samples:,} images can be read (see {self.log.path}){example}.")
         if num_skipped > max_bad_fraction * num_samples and num_samples >= enough:
             raise DataError(
                 f"{num_skipped:,} of {num_samples:,} samples so far cannot be read (see {self.log.path}), more than "
-                f"--max_bad_fraction {max_bad_fraction}. Repair or remove these images, or raise --max_bad_fraction; "
-                "then run the same command again to resume from the last checkpoint."
+                f"--max_bad_fraction {max_bad_fraction}{example}. Repair or remove these images, or raise "
+                "--max_bad_fraction; then run the same command again to resume from the last checkpoint."
             )

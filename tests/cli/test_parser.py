@@ -76,6 +76,11 @@ def test_command_line_wins_over_the_recipe(recipe):
         ("max_steps: 9", ["--num_train_epochs", 2], {"max_steps": -1, "num_train_epochs": 2}),
         ("learning_rate: 6.4", ["--base_learning_rate", 0.1], {"learning_rate": None, "base_learning_rate": 0.1}),
         ("model_size: tiny", ["--config_name", "a"], {"model_size": None, "config_name": "a"}),
+        (
+            "config_overrides: {num_channels: 1, hidden_size: 96, decoder_num_hidden_layers: 2}",
+            ["--model_size", "tiny"],
+            {"model_size": "tiny", "config_overrides": "num_channels=1"},
+        ),
         ("image_size: 64\nmodel_size: tiny", ["--model_name_or_path", "a"], {"image_size": None, "model_size": None}),
     ],
 )

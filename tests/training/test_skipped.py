@@ -36,8 +36,9 @@ def test_each_image_is_named_once_and_counted_each_time(skipped, caplog):
     ],
 )
 def test_too_many_unreadable_images_end_the_run(skipped, num_skipped, num_samples, enough, message):
+    skipped.name([(("scene.tif", 3), "it has 4 channels, but the model takes 5")] * num_skipped)
     if message is None:
         skipped.check(num_skipped, num_samples, enough, 0.01)
     else:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=f"{message}.*The first is scene.tif row 3: it has 4 channels"):
             skipped.check(num_skipped, num_samples, enough, 0.01)
