@@ -98,6 +98,10 @@ class TiffScene(Scene):
             if bands.are_arrays and is_stack:  # only those that are read
                 indices = range(len(tiff.pages)) if self.channels is None else self.channels
                 pages, self.channels = [tiff.pages.get(index, aspage=True) for index in indices], None
+            # A plane for each channel, or one that holds them all.
+            self.planes = range(samples if page.planarconfig == 2 else 1)
+            if len(self.planes) > 1 and self.channels is not None:
+                self.planes, self.channels = self.channels, None
             self._check(pages, samples)
             # A KeyError if they need imagecodecs and it is not installed.
             tifffile.TIFF.DECOMPRESSORS[page.compression], tifffile.TIFF.UNPREDICTORS[page.predictor]
@@ -140,21 +144,21 @@ class TiffScene(Scene):
     def _read_map(self, number: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         offset, dtype, shape = self.maps[number]
         array = np.memmap(self.path, dtype, "r", offset, shape)[:, top : top + height, left : left + width]
-        return _channels_last(array.astype(dtype.newbyteorder("=")))
+        return _channels_last(array[list(self.planes)].astype(dtype.newbyteorder("=")))
 
     def _read_pieces(self, number: int, top: int, left: int, height: int, width: int) -> np.ndarray:
         page = self.pages[number]
-        planes = page.samplesperpixel if page.planarconfig == 2 else 1
         rows, columns = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
         down, across = -(-self.height // rows), -(-self.width // columns)
-        window = np.full((planes, height, width, page.samplesperpixel // planes), page.nodata, page.dtype)
+        samples = 1 if page.planarconfig == 2 else page.samplesperpixel
+        window = np.full((len(self.planes), height, width, samples), page.nodata, page.dtype)
         # A descriptor of its own: workers would share the place in a file that was open before they were forked.
         file = os.open(self.path, os.O_RDONLY)
         try:
-            for plane in range(planes):
+            for part, plane in zip(window, self.planes):
                 for row in range(top // rows, (top + height - 1) // rows + 1):
                     for column in range(left // columns, (left + width - 1) // columns + 1):
-                        self._read_piece(file, number, (plane * down + row) * across + column, window, top, left)
+                        self._read_piece(file, number, (plane * down + row) * across + column, part, top, left)
         finally:
             os.close(file)
         return _channels_last(window)
@@ -169,15 +173,14 @@ class TiffScene(Scene):
         if len(data) < count:
             raise ValueError(f"the file ends within piece {index}")
         tables = {"jpegtables": page.jpegtables} if page.compression == 7 else {}
-        piece, (plane, _, y, x, _), (_, rows, columns, _) = self.decoders[number](data, index, **tables)
+        piece, (_, _, y, x, _), (_, rows, columns, _) = self.decoders[number](data, index, **tables)
         if piece is None:
             return
-        height, width = window.shape[1:3]
+        height, width = window.shape[:2]
         first_y, last_y = max(y, top), min(y + rows, top + height)
         first_x, last_x = max(x, left), min(x + columns, left + width)
-        window[plane, first_y - top : last_y - top, first_x - left : last_x - left] = piece[
-            0, first_y - y : last_y - y, first_x - x : last_x - x
-        ]
+        part = piece[0, first_y - y : last_y - y, first_x - x : last_x - x]
+        window[first_y - top : last_y - top, first_x - left : last_x - left] = part
 
 
 class WholeScene(Scene):

@@ -6,6 +6,7 @@ import tifffile
 from PIL import Image
 
 from mae.data import scenes
+from mae.data.bands import Bands
 from mae.data.decoding import EncodedImage
 from mae.data.scenes import open_scene
 from tests.support.samples import noise
@@ -36,6 +37,27 @@ def test_window_of_a_tiff_equals_the_slice(tmp_path, options, channels, dtype):
     for top, left, height, width in [(0, 0, 75, 101), (31, 47, 33, 3), (74, 100, 1, 1), (5, 0, 40, 60)]:
         window = scene.values(top, left, height, width)
         np.testing.assert_array_equal(window, array[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_only_the_planes_that_are_asked_for_are_read(tmp_path, compression):
+    """Those that are not are no data: a reader of them would fail."""
+    array, path = noise(64, 48, 5), tmp_path / "x.tif"
+    tifffile.imwrite(
+        path, np.moveaxis(array, 2, 0), tile=(32, 48), planarconfig="separate", photometric="minisblack",
+        compression=compression,
+    )  # fmt: skip
+    with tifffile.TiffFile(path) as tiff:
+        page = tiff.pages[0]
+        pieces = list(zip(page.dataoffsets, page.databytecounts))
+    assert len(pieces) == 10
+    with open(path, "r+b") as file:
+        for plane in (0, 2, 4):
+            for offset, count in pieces[2 * plane : 2 * plane + 2]:
+                file.seek(offset)
+                file.write(b"\xff" * count)
+    window = open_scene(str(path), Bands(2, (4, 2))).values(20, 5, 30, 40)
+    np.testing.assert_array_equal(window, array[20:50, 5:45, [3, 1]])
 
 
 def test_pages_of_a_tiff_are_channels(tmp_path):
