@@ -36,6 +36,7 @@ def main() -> None:
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     from mae.cli.data import data_name
     from mae.cli.model import choose_statistics, find_bands, read_checkpoint
+    from mae.cli.preview import preview_augmentation
     from mae.cli.report import SegmentationReport
     from mae.cli.run import run_training
     from mae.cli.segmentation import build_segmenter, open_masked_splits
@@ -59,6 +60,8 @@ def main() -> None:
     measured = choose_statistics(model, source, recipe, arguments)
 
     task = Segmentation(model, source, masks, data.coding, recipe, arguments)
+    if arguments.preview_augmentation is not None:
+        return preview_augmentation(task, recipe.seed, arguments)
     evaluator = SegmentationEvaluator(
         *data.validation,
         data.coding,

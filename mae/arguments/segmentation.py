@@ -24,7 +24,7 @@ from mae.arguments.flags import (
 )
 from mae.arguments.masks import MaskedDataArguments
 from mae.arguments.recipes import Recipe, check_epochs
-from mae.arguments.run import RunArguments
+from mae.arguments.run import PreviewArguments
 from mae.arguments.transfer import TransferArguments, fill_in
 from mae.utils.errors import UserError
 
@@ -183,7 +183,7 @@ class SegmentationRecipe(MaskArguments, Recipe):
 
 
 @dataclass
-class SegmentationArguments(RunArguments):
+class SegmentationArguments(PreviewArguments):
     """Flags of a segmentation run that do not change its results."""
 
     output_dir: str = flag(

@@ -26,6 +26,8 @@ from modeling_mae import MAEForPreTraining
 
 # Groups that images are taken from, if there are as many: the first rows of a group are read quickly.
 _NUM_GROUPS = 16
+# The number of a row, and its image as it is stored.
+Row = tuple[int, bytes | str]
 
 
 def picture_path(folder: Path, step: int) -> Path:
@@ -108,7 +110,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     """
     transform = EvaluationTransform(config)
     images, num_tried, reason = [], 0, ""
-    for data in itertools.islice(rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
+    for _, data in itertools.islice(rows_of_some_groups(source, count, seed, retry_minutes), 10 * count + 1):
         num_tried += 1
         try:
             image = open_image(data, bands_of(config))
@@ -122,7 +124,7 @@ def load_images(source: Source, config: MAEConfig, count: int, seed: int = 0, re
     return torch.stack(images)
 
 
-def rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: float) -> Iterator[bytes | str]:
+def rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: float) -> Iterator[Row]:
     """Rows of groups in a fixed random order: one of each group in turn, from several groups at once."""
     groups = permutation(len(source.group_sizes), seed, "evaluation")
     groups = [int(group) for group in groups if source.group_sizes[group]]
@@ -135,7 +137,7 @@ def rows_of_some_groups(source: Source, count: int, seed: int, retry_minutes: fl
             yield from (row for turn in itertools.zip_longest(*rows) for row in turn if row is not None)
 
 
-def _read_rows(source: Source, retry_minutes: float, group: int, count: int) -> list[bytes | str]:
+def _read_rows(source: Source, retry_minutes: float, group: int, count: int) -> list[Row]:
     """Read the first rows of a group."""
-    what = f"Reading {source.origin(group, 0)[0]}"
-    return retry(what, retry_minutes, lambda: list(itertools.islice(source.read(group, 0), count)))
+    what, first = f"Reading {source.origin(group, 0)[0]}", int(source.starts[group])
+    return retry(what, retry_minutes, lambda: list(enumerate(itertools.islice(source.read(group, 0), count), first)))
