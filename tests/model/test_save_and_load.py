@@ -332,14 +332,8 @@ def reports(saved, tmp_path_factory):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_HOME": str(work / "home"), "HF_MODULES_CACHE": str(work / "modules"), "HF_HUB_OFFLINE": "1"}
     pairs = [path for kind, folder in zip(REMOTE_KINDS, folders) for path in (saved / kind, folder)]
-    result = subprocess.run(
-        [sys.executable, FIXTURES / "load_without_package.py", *pairs],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=work,
-        timeout=300,
-    )
+    command = [sys.executable, FIXTURES / "load_without_package.py", *pairs]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=work, timeout=300)
     assert result.returncode == 0, result.stderr
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     return dict(zip(REMOTE_KINDS, zip(map(json.loads, lines), folders, strict=True), strict=True)), result.stderr
