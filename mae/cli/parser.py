@@ -219,7 +219,7 @@ def _drop_replaced(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, A
         if flag in given:
             recipe = {name: value for name, value in recipe.items() if name == flag or name not in replaced}
     if "model_size" in given and recipe.get("config_overrides"):
-        recipe = recipe | {"config_overrides": without_sizes(recipe["config_overrides"])}
+        recipe = recipe | {"config_overrides": without_sizes(recipe["config_overrides"]) or None}
     named = {name: _words(recipe[name]) for name in ("dataset_name", "train_dir") if name in recipe}
     others = {name: _words(given[name]) for name in ("dataset_name", "train_dir") if name in given}
     if named and others and named != others:
@@ -284,7 +284,7 @@ def parse_arguments(
     except UserError as error:
         raise UserError(f"--recipe {path}: {error}") from None
     values = vars(parser.parse_args(argv))
-    if "config_overrides" in given and "config_overrides" in recipe:  # field by field, the last one counts
+    if "config_overrides" in given and recipe.get("config_overrides"):  # field by field, the last one counts
         values["config_overrides"] = f"{recipe['config_overrides']},{given['config_overrides']}"
     found = tuple(
         dataclass_type(**{item.name: values[item.name] for item in fields(dataclass_type)})

@@ -81,6 +81,11 @@ def test_command_line_wins_over_the_recipe(recipe):
             ["--model_size", "tiny"],
             {"model_size": "tiny", "config_overrides": "num_channels=1"},
         ),
+        (
+            "config_overrides: {hidden_size: 96}",
+            ["--model_size", "tiny", "--config_overrides", "qkv_bias=false"],
+            {"model_size": "tiny", "config_overrides": "qkv_bias=false"},
+        ),
         ("image_size: 64\nmodel_size: tiny", ["--model_name_or_path", "a"], {"image_size": None, "model_size": None}),
     ],
 )

@@ -234,7 +234,12 @@ def test_flag_wins_over_the_recipe_field_by_field(tmp_path):
         "gelu",
     )
     other = parse("--model_size", "tiny")
-    assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == ("tiny", None, [64], [8])
+    assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == (
+        "tiny",
+        "qkv_bias=False,hidden_act=relu",
+        [64],
+        [8],
+    )
     other = parse("--model_name_or_path", CHECKPOINT)
     assert (other.model_size, other.config_overrides, other.image_size, other.patch_size) == (None, None, None, None)
     assert other.norm_pix_loss
