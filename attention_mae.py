@@ -101,6 +101,20 @@ def _gradient(qkv: Tensor, grad_output: Tensor, scaling: float) -> Tensor:
     return grads.view(3, batch_size, num_heads, length, width).permute(1, 3, 0, 2, 4)
 
 
+def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, eagerly: bool = False) -> tuple[Tensor, Any]:
+    """
+    Attention of query, key and value, `(B, heads, N, d)` each, by the implementation of `module.config`: the output
+    `(B, N, heads, d)`, and the probabilities if the implementation returns them. Only the eager function does.
+    """
+    attention = eager_attention_forward
+    if not eagerly:
+        implementation = module.config._attn_implementation
+        implementation = "sdpa" if implementation == DEFAULT_ATTENTION else implementation
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, attention)
+    dropout = module.dropout if module.training else 0.0
+    return attention(module, query, key, value, None, scaling=module.scaling, dropout=dropout)
+
+
 class MAEAttention(nn.Module):
     """Multi-head self-attention with one fused projection for query, key and value."""
 
@@ -122,14 +136,8 @@ class MAEAttention(nn.Module):
     def _attend(self, qkv: Tensor, output_attentions: bool) -> tuple[Tensor, Any]:
         """Return the output `(B, N, heads, d)`, and the probabilities if the implementation returns them."""
         qkv = qkv.unflatten(2, (3, self.num_heads, -1))
-        dropout = self.dropout if self.training else 0.0
-        implementation = self.config._attn_implementation
-        if implementation == DEFAULT_ATTENTION:
-            if not (output_attentions or dropout) and has_faster_gradient(qkv):
+        has_dropout = self.training and self.dropout > 0
+        if self.config._attn_implementation == DEFAULT_ATTENTION and not (output_attentions or has_dropout):
+            if has_faster_gradient(qkv):
                 return ProductGradient.apply(qkv, self.scaling), None
-            implementation = "sdpa"
-        attention = eager_attention_forward
-        if not output_attentions:  # only the eager function returns probabilities
-            attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, attention)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        return attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout)
+        return attend(self, *qkv.permute(2, 0, 3, 1, 4), eagerly=output_attentions)

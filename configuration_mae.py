@@ -12,6 +12,14 @@ from transformers.backbone_utils import BackboneConfigMixin
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
+try:
+    from .checks_mae import check_decoder, check_dense, check_files
+except ImportError:
+    if __package__:
+        raise
+    from checks_mae import check_decoder, check_dense, check_files
+
+
 def to_pair(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     """Return a size as (height, width). An int stands for a square."""
     return (size, size) if isinstance(size, int) else tuple(size)
@@ -90,6 +98,15 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             Number of attention heads in each decoder block.
         decoder_intermediate_size (`int`, *optional*, defaults to 2048):
             Width of the decoder's MLPs.
+        decoder_type (`"self_attention"` or `"cross_attention"`, *optional*, defaults to `"self_attention"`):
+            The paper's decoder, or that of CrossMAE (arXiv 2401.14391), in which mask tokens attend to the visible
+            patches only, so that each patch is predicted alone.
+        prediction_ratio (`float`, *optional*):
+            Share of all patches that a cross-attention decoder predicts in training, in (0, `mask_ratio`]. They are
+            drawn from the removed ones. By default all of these.
+        weighted_feature_maps (`bool`, *optional*, defaults to `False`):
+            Whether each block of a cross-attention decoder attends to a weighted sum, of its own, of the outputs of
+            all encoder blocks. Otherwise it attends to the last one.
         mask_ratio (`float`, *optional*, defaults to 0.75):
             Share of the patches that is removed, in [0, 1) (Figure 5). `MAEForPreTraining` uses it, and `MAEModel` if
             `noise` is passed.
@@ -172,6 +189,9 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
     decoder_num_hidden_layers: int = 8
     decoder_num_attention_heads: int = 16
     decoder_intermediate_size: int = 2048
+    decoder_type: Literal["self_attention", "cross_attention"] = "self_attention"
+    prediction_ratio: float | int | None = None
+    weighted_feature_maps: bool = False
     mask_ratio: float | int = 0.75
     masking: Literal["random", "block", "grid"] = "random"
     norm_pix_loss: bool = False
@@ -337,38 +357,8 @@ class MAEConfig(BackboneConfigMixin, PreTrainedConfig):
             )
         if self.image_std is not None and min(self.image_std) <= 0:
             raise ValueError(f"image_std={self.image_std!r} must be positive.")
-        self._validate_files()
-        self._validate_dense()
-
-    def _validate_files(self) -> None:
-        """Check the fields that describe image files."""
-        for name in ("input_channels", "value_range"):
-            value = getattr(self, name)
-            if value is not None and len(value) != self.num_channels:
-                raise ValueError(f"{name}={value!r} must hold one value for each of num_channels={self.num_channels}.")
-        for channel in self.input_channels or ():
-            if channel == "" or (isinstance(channel, int) and channel < 1):
-                raise ValueError(f"input_channels={self.input_channels!r} must hold names, or numbers from 1.")
-        for pair in self.value_range or ():
-            if len(pair) != 2 or not (math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] < pair[1]):
-                raise ValueError(f"value_range={self.value_range!r} must hold pairs of a low and a higher number.")
-        if self.nodata is not None and not math.isfinite(self.nodata):
-            raise ValueError(f"nodata={self.nodata!r} must be finite. Other values are missing data anyway.")
-
-    def _validate_dense(self) -> None:
-        """Check the fields of backbones and segmentation."""
-        if self.feature_pyramid and len(set(self.out_indices)) != 4:
-            raise ValueError(
-                f"feature_pyramid=True needs 4 feature maps of different blocks, not out_indices={self.out_indices}. "
-                f"Set out_indices, or use a model of at least 4 blocks instead of {self.num_hidden_layers}."
-            )
-        width, weight = self.segmentation_hidden_size, self.auxiliary_loss_weight
-        if width is not None and width < 1:
-            raise ValueError(f"segmentation_hidden_size={width} must be a positive integer.")
-        if not weight >= 0:
-            raise ValueError(f"auxiliary_loss_weight={weight!r} must not be negative.")
-        if self.class_weights is not None and not min(self.class_weights, default=-1) >= 0:
-            raise ValueError(f"class_weights={self.class_weights!r} must hold one number per class, none negative.")
+        for check in (check_decoder, check_files, check_dense):
+            check(self)
 
 
 # The fields of backbones and segmentation. Encoder, decoder and classifier do not depend on them.

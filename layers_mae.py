@@ -16,13 +16,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 try:
     from .attention_mae import MAEAttention
     from .configuration_mae import MAEConfig, to_pair
-    from .patches_mae import resample_prediction, resample_projection
+    from .outputs_mae import MAEModelOutput
+    from .patches_mae import MaskedPatches, resample_prediction, resample_projection, take_patches
 except ImportError:
     if __package__:
         raise
     from attention_mae import MAEAttention
     from configuration_mae import MAEConfig, to_pair
-    from patches_mae import resample_prediction, resample_projection
+    from outputs_mae import MAEModelOutput
+    from patches_mae import MaskedPatches, resample_prediction, resample_projection, take_patches
+
+# Of the removed patches (B, removed, P), and of all patches (B, L, P) if they are wanted.
+Predictions = tuple[Tensor, Tensor | None]
 
 
 # Positions
@@ -123,42 +128,36 @@ class MAEPatchEmbeddings(nn.Module):
         self.proj.kernel_size = self.proj.stride = new_size
 
 
-class MAEDecoder(nn.Module):
+class MAEDecoderBase(nn.Module):
     """
-    The light decoder (Section 3, "MAE decoder"). It appends mask tokens for the removed patches, adds positions and
-    predicts pixels. Tokens stay in the order [visible, removed], because attention is blind to the order. The official
-    code restores the raster order first.
+    What all decoders have: a mask token, positions, and a layer that predicts pixels.
+
+    Args:
+        modules: The other modules of a decoder, by name.
     """
 
-    def __init__(self, config: MAEConfig):
+    def __init__(self, config: MAEConfig, **modules: nn.Module):
         super().__init__()
         dim = config.decoder_hidden_size
         patch_height, patch_width = to_pair(config.patch_size)
         self.grid_size = config.grid_size
-        self.embed = nn.Linear(config.hidden_size, dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + config.num_patches, dim))
-        self.blocks = nn.ModuleList(
-            MAEBlock(config, dim, config.decoder_num_attention_heads, config.decoder_intermediate_size)
-            for _ in range(config.decoder_num_hidden_layers)
-        )
+        for name, module in modules.items():
+            self.add_module(name, module)
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.pred = nn.Linear(dim, patch_height * patch_width * config.num_channels)
 
-    def forward(self, latent: Tensor, ids_shuffle: Tensor, grid_size: tuple[int, int], num_skipped: int = 0) -> Tensor:
+    def forward(self, encoded: MAEModelOutput, masked: MaskedPatches, all_patches: bool) -> Predictions:
         """
-        Decode the encoder output `(B, 1 + visible, D)` to the pixels of all patches but the first `num_skipped`, in
-        the order [visible, removed], `(B, L - num_skipped, P)`.
+        Predict the pixels of the removed patches `(B, removed, P)`, in the order of `masked`, and with `all_patches`
+        those of all patches `(B, L, P)`, in raster order, else None.
         """
-        hidden_states = self.embed(latent)
-        num_removed = 1 + ids_shuffle.shape[1] - hidden_states.shape[1]
-        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(hidden_states.shape[0], num_removed, -1)
-        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1)
-        positions = resample_positions(self.pos_embed, self.grid_size, grid_size)[0]
-        hidden_states = hidden_states + F.embedding(F.pad(ids_shuffle + 1, (1, 0)), positions)  # row 0 is that of cls
-        for block in self.blocks:
-            hidden_states, _ = block(hidden_states)
-        return self.pred(self.norm(hidden_states[:, 1 + num_skipped :]))
+        raise NotImplementedError
+
+    def positions(self, grid_size: tuple[int, int]) -> Tensor:
+        """The table of positions `(1 + L, D)` of a grid. Row 0 is that of cls."""
+        return resample_positions(self.pos_embed, self.grid_size, grid_size)[0]
 
     def resize_patches(self, old_size: tuple[int, int], new_size: tuple[int, int]) -> None:
         """Resample the prediction to another patch size."""
@@ -166,3 +165,34 @@ class MAEDecoder(nn.Module):
             resampled = resample_prediction(values, old_size, new_size)
             setattr(self.pred, name, nn.Parameter(resampled, requires_grad=values.requires_grad))
         self.pred.out_features = len(self.pred.weight)
+
+
+class MAEDecoder(MAEDecoderBase):
+    """
+    The light decoder (Section 3, "MAE decoder"). It appends mask tokens for the removed patches, adds positions and
+    predicts pixels. Tokens stay in the order [visible, removed], because attention is blind to the order. The official
+    code restores the raster order first.
+    """
+
+    def __init__(self, config: MAEConfig):
+        dim = config.decoder_hidden_size
+        embed = nn.Linear(config.hidden_size, dim)
+        blocks = nn.ModuleList(
+            MAEBlock(config, dim, config.decoder_num_attention_heads, config.decoder_intermediate_size)
+            for _ in range(config.decoder_num_hidden_layers)
+        )
+        super().__init__(config, embed=embed, blocks=blocks)
+
+    def forward(self, encoded: MAEModelOutput, masked: MaskedPatches, all_patches: bool) -> Predictions:
+        hidden_states = self.embed(encoded.last_hidden_state)
+        num_removed = masked.ids_shuffle.shape[1] - masked.num_visible
+        mask_tokens = self.mask_token.to(hidden_states.dtype).expand(hidden_states.shape[0], num_removed, -1)
+        hidden_states = torch.cat([hidden_states, mask_tokens], dim=1)
+        rows = F.pad(masked.ids_shuffle + 1, (1, 0))
+        hidden_states = hidden_states + F.embedding(rows, self.positions(masked.grid_size))
+        for block in self.blocks:
+            hidden_states, _ = block(hidden_states)
+        num_skipped = 0 if all_patches else masked.num_visible
+        predictions = self.pred(self.norm(hidden_states[:, 1 + num_skipped :]))
+        logits = take_patches(predictions, masked.ids_restore) if all_patches else None
+        return predictions[:, masked.num_visible - num_skipped :], logits

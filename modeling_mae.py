@@ -18,7 +18,6 @@ import math
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,15 +37,16 @@ from transformers import initialization as init
 from transformers.backbone_utils import BackboneMixin
 from transformers.image_utils import PILImageResampling
 from transformers.modeling_outputs import BackboneOutput, ImageClassifierOutput, SemanticSegmenterOutput
-from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 
 try:
     from .attention_mae import DEFAULT_ATTENTION
     from .configuration_mae import MAEConfig, to_pair
+    from .cross_decoder_mae import choose_predicted, make_decoder
     from .dense_mae import MAEFeaturePyramid, SegmentationMixin, make_heads, resize_logits, to_feature_map
-    from .layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
+    from .layers_mae import MAEBlock, MAEDecoderBase, MAEPatchEmbeddings, resample_positions, sincos_positions
+    from .outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
     from .patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -68,8 +68,10 @@ except ImportError:
         raise
     from attention_mae import DEFAULT_ATTENTION
     from configuration_mae import MAEConfig, to_pair
+    from cross_decoder_mae import choose_predicted, make_decoder
     from dense_mae import MAEFeaturePyramid, SegmentationMixin, make_heads, resize_logits, to_feature_map
-    from layers_mae import MAEBlock, MAEDecoder, MAEPatchEmbeddings, resample_positions, sincos_positions
+    from layers_mae import MAEBlock, MAEDecoderBase, MAEPatchEmbeddings, resample_positions, sincos_positions
+    from outputs_mae import MAEForPreTrainingOutput, MAEModelOutput, MAEReconstructionOutput
     from patches_mae import (
         MaskedPatches,
         SquaredNorms,
@@ -86,72 +88,6 @@ except ImportError:
         take_patches,
         target_patches,
     )
-
-
-@dataclass
-class MAEModelOutput(ModelOutput):
-    """
-    Output of [`MAEModel`]. S is L without a mask, and the number of visible patches with one.
-
-    Args:
-        last_hidden_state (`torch.Tensor` of shape `(B, 1 + S, D)`):
-            The cls token, then the patches in raster order. With a mask, only the visible patches, in the order of
-            the mask (`latent` in the official code).
-        pooler_output (`torch.Tensor` of shape `(B, D)`):
-            The cls token or the mean of the patch tokens, as `config.pooling` selects.
-        mask (`torch.Tensor` of shape `(B, L)`, *optional*):
-            Patches in raster order: 1 = removed, 0 = visible. `None` without a mask.
-        ids_restore (`torch.LongTensor` of shape `(B, L)`, *optional*):
-            Index of each patch (in raster order) in [visible patches, removed patches]. `None` without a mask.
-        hidden_states (`tuple` of `num_hidden_layers + 1` tensors of shape `(B, 1 + S, D)`, *optional*):
-            Input of the first block and output of every block, before the final norm.
-        attentions (`tuple` of `num_hidden_layers` tensors of shape `(B, heads, 1 + S, 1 + S)`, *optional*):
-            Attention probabilities of each block.
-    """
-
-    last_hidden_state: Tensor | None = None
-    pooler_output: Tensor | None = None
-    mask: Tensor | None = None
-    ids_restore: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class MAEForPreTrainingOutput(ModelOutput):
-    """
-    Output of [`MAEForPreTraining`]. The other fields are those of the encoder, see [`MAEModelOutput`].
-
-    Args:
-        loss (`torch.Tensor`, a scalar): Mean squared error over the pixels of the removed patches.
-        logits (`torch.Tensor` of shape `(B, L, P)`):
-            Predicted pixels of all patches in raster order, normalised within each patch if `config.norm_pix_loss`.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    mask: Tensor | None = None
-    ids_restore: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class MAEReconstructionOutput(ModelOutput):
-    """
-    Output of [`MAEForPreTraining.reconstruct`]: images of shape `(B, C, H, W)`, normalised like `pixel_values`.
-
-    Args:
-        masked: The input with the removed patches in the mean colour: 0, or of the image if it is standardised.
-        reconstruction: The prediction of every patch.
-        pasted: The prediction with the visible patches pasted over it.
-        mask (`torch.Tensor` of shape `(B, L)`): 1 = removed.
-    """
-
-    masked: Tensor | None = None
-    reconstruction: Tensor | None = None
-    pasted: Tensor | None = None
-    mask: Tensor | None = None
 
 
 # Models
@@ -198,7 +134,7 @@ class MAEPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MAEBlock"]
+    _no_split_modules = ["MAEBlock", "MAECrossBlock"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
@@ -250,13 +186,13 @@ class MAEPreTrainedModel(PreTrainedModel):
         elif isinstance(module, MAEModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, sincos_positions(self.config.hidden_size, module.grid_size))
-        elif isinstance(module, MAEDecoder):
+        elif isinstance(module, MAEDecoderBase):
             init.normal_(module.mask_token, std=self.config.initializer_range)
             init.copy_(module.pos_embed, sincos_positions(self.config.decoder_hidden_size, module.grid_size))
 
     def _position_owners(self) -> list[nn.Module]:
         """Return the modules that have a position table (`pos_embed`, `grid_size`)."""
-        return [module for module in self.modules() if isinstance(module, (MAEModel, MAEDecoder))]
+        return [module for module in self.modules() if isinstance(module, (MAEModel, MAEDecoderBase))]
 
     def _set_positions_trainable(self) -> None:
         for module in self._position_owners():
@@ -555,7 +491,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         super().__init__(config)
         self._check_num_visible(num_visible_patches(config.num_patches, config.mask_ratio), config.num_patches)
         self.mae = MAEModel(config, final_norm=True)
-        self.decoder = MAEDecoder(config)
+        self.decoder = make_decoder(config)
         self.post_init()
         self._set_positions_trainable()
 
@@ -585,6 +521,7 @@ class MAEForPreTraining(MAEPreTrainedModel):
         Mask images, encode the visible patches and predict all. Arguments and errors as in [`MAEModel.forward`]. A
         mask that keeps or removes no patch raises a `ValueError` too. `return_loss=False` skips the loss, and
         `return_logits=False` the predictions that the loss does not need. `patch_weights` `(B, L)` weight the errors.
+        In training, `config.prediction_ratio` limits the loss to a part of the removed patches, which `noise` chooses.
         """
         masked = self.mae.mask_patches(
             pixel_values,
@@ -594,20 +531,22 @@ class MAEForPreTraining(MAEPreTrainedModel):
             interpolate_pos_encoding,
         )
         self._check_num_visible(masked.num_visible, masked.mask.shape[1])
+        if self.training and self.config.prediction_ratio is not None:
+            masked = choose_predicted(masked, noise, self.config.prediction_ratio)
+        wants_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        needs_states = wants_states or self.config.weighted_feature_maps
         outputs = self.mae(
-            masked, output_hidden_states=output_hidden_states, output_attentions=output_attentions, return_dict=True
+            masked, output_hidden_states=needs_states, output_attentions=output_attentions, return_dict=True
         )
-        num_skipped = 0 if return_logits else masked.num_visible
-        predictions = self.decoder(outputs.last_hidden_state, masked.ids_shuffle, masked.grid_size, num_skipped)
-        removed = predictions[:, masked.num_visible - num_skipped :]
+        removed, logits = self.decoder(outputs, masked, return_logits)
         if patch_weights is not None:
             patch_weights = patch_weights.gather(1, masked.ids_shuffle[:, masked.num_visible :])
         return MAEForPreTrainingOutput(
             loss=self.loss(masked.removed, removed, patch_weights) if return_loss else None,
-            logits=take_patches(predictions, masked.ids_restore) if return_logits else None,
+            logits=logits,
             mask=outputs.mask,
             ids_restore=outputs.ids_restore,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states if wants_states else None,
             attentions=outputs.attentions,
         )
 

@@ -32,7 +32,8 @@ ALLOWED = {
     "training": {"evaluation", "data", "arguments", "utils"},
     "cli": {"training", "evaluation", "data", "conversion", "hub", "arguments", "utils"},
 }
-MODEL = {"attention_mae", "configuration_mae", "dense_mae", "layers_mae", "modeling_mae", "patches_mae"}
+MODEL = {"attention_mae", "checks_mae", "configuration_mae", "cross_decoder_mae", "dense_mae", "layers_mae"}
+MODEL |= {"modeling_mae", "outputs_mae", "patches_mae"}
 OURS = MODEL | {"mae", "examples", "benchmarks", "tests"}
 MAX_LINES = 400
 MAX_TEST_LINES = 550

@@ -14,7 +14,8 @@ from types import ModuleType
 
 _AUTO_CLASSES = "transformers.models.auto.configuration_auto"  # the other modules of Auto classes import it
 _MODEL = "modeling_mae"
-_MODULES = ("attention_mae", "configuration_mae", "dense_mae", "layers_mae", "patches_mae", _MODEL)
+_MODULES = ("attention_mae", "checks_mae", "configuration_mae", "cross_decoder_mae", "dense_mae", "layers_mae")
+_MODULES += ("outputs_mae", "patches_mae", _MODEL)
 
 
 class _Registration:

@@ -67,12 +67,15 @@ def test_official_file_becomes_a_whole_directory(tmp_path):
     assert sorted(file.name for file in output.iterdir()) == [
         "README.md",
         "attention_mae.py",
+        "checks_mae.py",
         "config.json",
         "configuration_mae.py",
+        "cross_decoder_mae.py",
         "dense_mae.py",
         "layers_mae.py",
         "model.safetensors",
         "modeling_mae.py",
+        "outputs_mae.py",
         "patches_mae.py",
         "preprocessor_config.json",
     ]

@@ -42,8 +42,10 @@ AUTO_MAP = {
 PUSHED = [
     "README.md",
     "attention_mae.py",
+    "checks_mae.py",
     "config.json",
     "configuration_mae.py",
+    "cross_decoder_mae.py",
     "dense_mae.py",
     "environment.json",
     "evaluations.jsonl",
@@ -52,6 +54,7 @@ PUSHED = [
     "metrics.jsonl",
     "model.safetensors",
     "modeling_mae.py",
+    "outputs_mae.py",
     "patches_mae.py",
     "preprocessor_config.json",
     "recipe.yaml",

@@ -23,12 +23,15 @@ from tests.support.fake_hub import READ_TOKEN, Hub
 
 MODEL = [
     "attention_mae.py",
+    "checks_mae.py",
     "config.json",
     "configuration_mae.py",
+    "cross_decoder_mae.py",
     "dense_mae.py",
     "layers_mae.py",
     "model.safetensors",
     "modeling_mae.py",
+    "outputs_mae.py",
     "patches_mae.py",
     "preprocessor_config.json",
 ]

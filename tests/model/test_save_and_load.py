@@ -53,12 +53,15 @@ AUTO_MAP = {
 }
 FILES = [
     "attention_mae.py",
+    "checks_mae.py",
     "config.json",
     "configuration_mae.py",
+    "cross_decoder_mae.py",
     "dense_mae.py",
     "layers_mae.py",
     "model.safetensors",
     "modeling_mae.py",
+    "outputs_mae.py",
     "patches_mae.py",
     "preprocessor_config.json",
 ]
