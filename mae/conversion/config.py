@@ -37,6 +37,7 @@ _TRAINER_ARGUMENTS = {"norm_pix_loss": "norm_pix_loss", "mask_ratio": "mask_rati
 _FREE_FIELDS = {"image_size", "patch_size", "num_channels", "image_mean", "image_std", "mask_ratio", "masking"}
 _FREE_FIELDS |= {
     "norm_pix_loss",
+    "prediction_ratio",
     "standardize_images",
     "pooling",
     "head_batch_norm",
@@ -44,7 +45,7 @@ _FREE_FIELDS |= {
     "attention_probs_dropout_prob",
 }
 _FREE_FIELDS |= {"layer_norm_eps", "initializer_range", *DENSE_FIELDS, *FILE_FIELDS, *LABEL_FIELDS}
-_DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")}
+_DECODER_FIELDS = {name for name in CONFIG_FIELDS if name.startswith("decoder_")} | {"weighted_feature_maps"}
 # Width -> heads of the released models: the paper's, and DeiT's tiny and small, which timm trains.
 _KNOWN_HEADS = {"": {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}, "decoder_": {512: 16}}
 
@@ -67,6 +68,9 @@ def read_sizes(state: dict[str, Tensor]) -> dict[str, Any]:
         sizes["decoder_hidden_size"] = state["decoder.mask_token"].shape[-1]
         sizes["decoder_num_hidden_layers"] = count_blocks(state, "decoder.blocks")
         sizes["decoder_intermediate_size"] = state["decoder.blocks.0.mlp.fc1.weight"].shape[0]
+        is_cross = "decoder.blocks.0.attn.kv.weight" in state
+        sizes["decoder_type"] = "cross_attention" if is_cross else "self_attention"
+        sizes["weighted_feature_maps"] = has_part(state, "decoder.features")
     else:  # a pre-training model has a norm with any pooling
         sizes["pooling"] = "cls" if has_part(state, "mae.norm") else "mean"
     if has_part(state, "head") or has_part(state, "fc_norm"):

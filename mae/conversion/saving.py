@@ -61,6 +61,12 @@ def check_expressible(model: MAEPreTrainedModel, layout: str) -> None:
         raise UserError(f"{layout} has no feature maps and no segmentation: load_checkpoint(..., MAEModel) first.")
     if layout != "mae" and isinstance(model, MAEForImageClassification) and config.head_batch_norm:
         raise UserError(f"The {layout} code has no batch norm before the classifier: fold_head_norm(model) first.")
+    has_decoder = layout in ("official", "vit_mae") and isinstance(model, MAEForPreTraining)
+    if has_decoder and config.decoder_type != "self_attention":
+        raise UserError(
+            f"The {layout} code has no {config.decoder_type} decoder. Convert the encoder alone: --to timm, or "
+            "load_checkpoint(..., MAEModel)."
+        )
     if layout != "mae" and config.standardize_images:
         raise UserError(
             f"The {layout} code does not standardise images, which this model does (standardize_images). Standardise "

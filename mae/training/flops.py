@@ -52,23 +52,37 @@ def _block_flops(num_blocks: int, tokens: int, width: int, hidden: int) -> int:
 def forward_flops(config: MAEConfig, num_visible: int | None = None, num_predicted: int | None = None) -> int:
     """
     FLOPs of one image through [`MAEForPreTraining`] as it trains: `num_visible` patches are encoded and
-    `num_predicted` patches are predicted (default: the visible and the removed ones of `config.mask_ratio`).
+    `num_predicted` patches are predicted (default: the visible ones of `config.mask_ratio`, and the removed ones or
+    the share of `config.prediction_ratio`).
     """
     if num_visible is None:
         num_visible = num_visible_patches(config.num_patches, config.mask_ratio)
     if num_predicted is None:
         num_predicted = config.num_patches - num_visible
+        if config.prediction_ratio is not None:
+            num_predicted = min(num_predicted, int(config.num_patches * config.prediction_ratio))
     patch_height, patch_width = to_pair(config.patch_size)
     patch_values = patch_height * patch_width * config.num_channels
     width, decoder_width = config.hidden_size, config.decoder_hidden_size
     encoder = _block_flops(config.num_hidden_layers, 1 + num_visible, width, config.intermediate_size)
-    decoder = _block_flops(
-        config.decoder_num_hidden_layers, 1 + config.num_patches, decoder_width, config.decoder_intermediate_size
-    )
+    if config.decoder_type == "cross_attention":
+        decoder = _cross_decoder_flops(config, 1 + num_visible, num_predicted)
+    else:
+        decoder = 2 * (1 + num_visible) * width * decoder_width + _block_flops(
+            config.decoder_num_hidden_layers, 1 + config.num_patches, decoder_width, config.decoder_intermediate_size
+        )
     embedding = 2 * num_visible * patch_values * width
-    between = 2 * (1 + num_visible) * width * decoder_width
     prediction = 2 * num_predicted * decoder_width * patch_values
-    return embedding + encoder + between + decoder + prediction
+    return embedding + encoder + decoder + prediction
+
+
+def _cross_decoder_flops(config: MAEConfig, num_features: int, num_predicted: int) -> int:
+    """Forward FLOPs of the blocks of a cross-attention decoder, and of the weighted sums of feature maps."""
+    width, dim, num_blocks = config.hidden_size, config.decoder_hidden_size, config.decoder_num_hidden_layers
+    keys_and_values = num_features * 2 * width * dim
+    per_patch = 2 * dim * dim + 2 * dim * config.decoder_intermediate_size + 2 * num_features * dim
+    sums = (config.num_hidden_layers + 1) * num_features * width if config.weighted_feature_maps else 0
+    return num_blocks * 2 * (keys_and_values + num_predicted * per_patch + sums)
 
 
 def training_flops(config: MAEConfig) -> int:

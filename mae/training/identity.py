@@ -40,7 +40,8 @@ def run_identity(
         "data": {"fingerprint": source.fingerprint, "images": len(source)},
         "model": {name: getattr(config, name) for name in CONFIG_FIELDS},
     }
-    for name in ("standardize_images", *FILE_FIELDS):  # runs from before these fields resume
+    # Runs from before these fields resume.
+    for name in ("standardize_images", "decoder_type", "prediction_ratio", "weighted_feature_maps", *FILE_FIELDS):
         if getattr(config, name) == getattr(MAEConfig, name):
             del identity["model"][name]
     mixture = mixture_of(source)

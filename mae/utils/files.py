@@ -40,9 +40,8 @@ CARD_FILE = "README.md"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
-CODE_FILES = tuple(
-    f"{name}_mae.py" for name in ("attention", "configuration", "dense", "layers", "modeling", "patches")
-)
+_CODE = ("attention", "checks", "configuration", "cross_decoder", "dense", "layers", "modeling", "outputs", "patches")
+CODE_FILES = tuple(f"{name}_mae.py" for name in _CODE)
 MODEL_FILES = (CONFIG_FILE, WEIGHTS_FILE, PROCESSOR_FILE, *CODE_FILES)
 
 

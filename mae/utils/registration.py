@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+from mae.utils.files import CODE_FILES
+
 
 _AUTO_CLASSES = "transformers.models.auto.configuration_auto"  # the other modules of Auto classes import it
 _MODEL = "modeling_mae"
-_MODULES = ("attention_mae", "checks_mae", "configuration_mae", "cross_decoder_mae", "dense_mae", "layers_mae")
-_MODULES += ("outputs_mae", "patches_mae", _MODEL)
+_MODULES = tuple(name.removesuffix(".py") for name in CODE_FILES)
 
 
 class _Registration:

@@ -95,6 +95,13 @@ def test_round_trip_through_every_layout(kind, layout, dtype, tmp_path):
         ("encoder", {"layer_norm_eps": 1e-2}, "timm", "timm code has layer_norm_eps=1e-06 only"),
         ("encoder", {"qkv_bias": False}, "official", "official code has qkv_bias=True only"),
         ("encoder", {"standardize_images": True}, "timm", "timm code does not standardise images"),
+        (
+            "pretraining",
+            {"decoder_type": "cross_attention"},
+            "official",
+            "official code has no cross_attention",
+        ),
+        ("pretraining", {"decoder_type": "cross_attention"}, "vit_mae", "vit_mae code has no cross_attention"),
         ("classification_cls", {}, "vit_mae", "no classifier"),
     ],
 )

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ from mae.data.normalization import normalize_images
 from mae.training.schedule import learning_rate_at
 from modeling_mae import MAEForPreTraining
 from tests.support.data import ROOT, write_parquet
-from tests.support.runs import ENVIRONMENT, MODEL, SCRIPT, TINY, fork, metrics, run, start, train, tree
+from tests.support.runs import ENVIRONMENT, MODEL, SCRIPT, TINY, exact, fork, metrics, run, start, train, tree
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +487,21 @@ def test_mistake_of_a_process_has_exit_code_2_and_one_line(tmp_path):
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: --train_dir empty holds no image files")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_cross_attention_decoder_trains_resumes_and_is_named_on_the_card(data, tmp_path):
+    """The same run by two processes, and after a restart. Its evaluation is over all removed patches."""
+    overrides = f"{MODEL},decoder_type=cross_attention,prediction_ratio=0.25,weighted_feature_maps=true"
+    arguments = [*data, "--config_overrides", overrides, "--max_steps", 12, "--save_steps", 6]
+    whole = train(tmp_path / "whole", *arguments)
+    divided = train(tmp_path / "divided", *arguments, "--per_device_train_batch_size", 4, processes=2)
+    assert [line["samples_digest"] for line in divided] == [line["samples_digest"] for line in whole]
+    assert [line["loss"] for line in divided] == pytest.approx([line["loss"] for line in whole], rel=1e-5)
+    shutil.copytree(tmp_path / "whole" / "checkpoint-6", tmp_path / "copy")
+    rest = train(tmp_path / "rest", *arguments, "--resume_from_checkpoint", tmp_path / "copy")
+    assert exact(rest) == exact(whole)[6:]
+    card = (tmp_path / "whole" / "README.md").read_text()
+    assert "| Decoder | cross-attention (CrossMAE), trained on 25% of the patches |" in card
+    assert (tmp_path / "whole" / "reconstruction.png").exists()
+    refused = start("--output_dir", tmp_path / "whole", *data, "--max_steps", 12, "--save_steps", 6)
+    assert refused.returncode == 2 and "decoder_type" in refused.stderr

@@ -321,7 +321,7 @@ def test_push_to_hub_with_an_unknown_argument_creates_no_repository(hub):
 # Without the package
 
 
-REMOTE_KINDS = [*KINDS, "segmentation_linear"]
+REMOTE_KINDS = [*KINDS, "segmentation_linear", "pretraining_cross"]
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,8 @@ DENSE_KINDS = {
         {"num_labels": 3, "num_hidden_layers": 4, "segmentation_head": "upernet", "segmentation_hidden_size": 16},
     ),
 }
-ALL_KINDS = KINDS | DENSE_KINDS
+CROSS = {"decoder_type": "cross_attention", "prediction_ratio": 0.25, "weighted_feature_maps": True}
+ALL_KINDS = KINDS | DENSE_KINDS | {"pretraining_cross": (MAEForPreTraining, CROSS)}
 
 
 def tiny_config(**fields: Any) -> MAEConfig:

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import scaling
-from configuration_mae import MAEConfig
+from configuration_mae import MAEConfig, to_pair
 from mae.training import flops as throughput
 from modeling_mae import MAEForPreTraining
 from tests.support.data import ROOT
@@ -15,6 +15,8 @@ from tests.support.data import ROOT
     "fields",
     [
         {},
+        {"decoder_type": "cross_attention"},
+        {"decoder_type": "cross_attention", "prediction_ratio": 0.25, "weighted_feature_maps": True},
         {"image_size": (64, 96), "patch_size": (8, 16), "mask_ratio": 0.6, "num_channels": 1}
         | {"image_mean": 0.5, "image_std": 0.5},
     ],
@@ -23,7 +25,7 @@ def test_flops_are_those_of_torch_s_counter(fields):
     # The counter sees no attention but this one.
     config = MAEConfig.from_size("tiny", attn_implementation="eager", **fields)
     model = MAEForPreTraining(config)
-    height, width = (224, 224) if not fields else config.image_size
+    height, width = to_pair(config.image_size)
     images = torch.randn(2, config.num_channels, height, width)
     with FlopCounterMode(display=False) as forward:
         loss = model(images, return_logits=False).loss
