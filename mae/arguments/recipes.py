@@ -7,7 +7,7 @@ transformers' `TrainingArguments`, run_mae.py and run_image_classification.py.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mae.arguments.augmentation import CropArguments
 from mae.arguments.flags import (
@@ -25,15 +25,13 @@ from mae.arguments.flags import (
     differs_from_default,
     flag,
     flags_of,
+    one_of,
 )
 from mae.arguments.mixture import MixtureArguments
 from mae.arguments.model import ModelArguments
 from mae.arguments.tiles import TileArguments
 from mae.utils.errors import UserError
 
-
-if TYPE_CHECKING:
-    pass
 
 # The identity of a run holds the configuration and the initial weights that these lead to.
 _model = partial(flag, changes_results=False, group=MODEL)
@@ -64,6 +62,20 @@ class CommonRecipe(ModelArguments):
     )
     max_steps: int = _schedule(
         -1, "Number of optimizer steps, used instead of --num_train_epochs.", default_words="-1, which is off"
+    )
+    lr_scheduler_type: str = _schedule(
+        "cosine",
+        "Learning rate after the warm-up: cosine, a decay over the whole run; constant_with_warmup; or wsd (warm-up, "
+        "stable, decay), constant and then a decay. A run with one of the last two can be made longer.",
+        only_if_set=True,
+        rule=one_of("cosine", "constant_with_warmup", "wsd"),
+    )
+    decay_ratio: float | None = _schedule(
+        None,
+        "Share of the run that is the decay of --lr_scheduler_type wsd.",
+        only_if_set=True,
+        default_words="0.2 with wsd",
+        rule=FRACTION,
     )
     warmup_ratio: float | None = _schedule(
         None,
@@ -102,6 +114,18 @@ class CommonRecipe(ModelArguments):
             raise UserError(f"--max_steps {self.max_steps} must be positive, or -1 for --num_train_epochs.")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise UserError("--warmup_steps and --warmup_ratio exclude each other. Give one of them.")
+        if self.decay_ratio is not None and self.lr_scheduler_type != "wsd":
+            raise UserError(f"--decay_ratio {self.decay_ratio} needs --lr_scheduler_type wsd.")
+        if self.warmup_ratio is not None and self.can_grow:
+            raise UserError(
+                f"--warmup_ratio {self.warmup_ratio} depends on the length of the run, which --lr_scheduler_type "
+                f"{self.lr_scheduler_type} leaves open. Use --warmup_epochs or --warmup_steps."
+            )
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether the first steps are the same for any length of the run, so that a longer one can resume it."""
+        return self.lr_scheduler_type != "cosine"
 
 
 def check_epochs(recipe: "CommonRecipe") -> None:
@@ -128,10 +152,10 @@ class Recipe(CommonRecipe):
         super().check()
         check_epochs(self)
 
-    def warmup(self, num_steps: int, num_epochs: float) -> float:
-        """Epochs of linear warm-up of a run of so many steps and epochs."""
+    def warmup(self, num_epochs: float, steps_per_epoch: float) -> float:
+        """Epochs of linear warm-up of a run of so many epochs."""
         if self.warmup_steps is not None:
-            return self.warmup_steps / num_steps * num_epochs
+            return self.warmup_steps / steps_per_epoch
         if self.warmup_ratio is not None:
             return self.warmup_ratio * num_epochs
         return self.warmup_epochs
@@ -178,9 +202,12 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """
     The values that belong to the identity of a run: those of the flags that change results by themselves.
 
-    With --max_steps the number of epochs has no effect.
+    With --max_steps the number of epochs has no effect. The length of a run that can grow is no part of it: [`Horizon`] says what
+    runs of two lengths share.
     """
     left_out = {"num_train_epochs"} if recipe.max_steps > 0 else set()
+    if recipe.can_grow:
+        left_out |= {"max_steps", "num_train_epochs", "decay_ratio"}
     for name, declared in flags_of(recipe).items():
         if not declared.changes_results or (declared.only_if_set and not differs_from_default(recipe, name)):
             left_out.add(name)

@@ -129,12 +129,16 @@ class PreTrainingReport:
         again = [sys.argv[0], "--recipe", str(run.path / RECIPE_FILE), "--model_name_or_path", path]
         again += ["--output_dir", f"{path}_more"]
         files = {"loss curve": CURVE_FILE, "reconstructions": RECONSTRUCTION_FILE}
+        horizon, longer = self.training.schedule.horizon, ""
+        if horizon is not None:
+            longer = "\nTrain for longer: the same command with a larger --max_steps or --num_train_epochs resumes "
+            longer += f"after step {horizon.steady_steps}."
         return f"""{list_results(run, results, files)}
 
 Load the encoder:
   python -c {shlex.quote(load)}
 Train further from these weights:
-  accelerate launch {shlex.join(again)}"""
+  accelerate launch {shlex.join(again)}{longer}"""
 
 
 class ClassificationReport:

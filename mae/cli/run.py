@@ -62,6 +62,7 @@ def run_training(training: Training, report: Report, data: str, notes: Sequence[
         data,
         arguments.resume_from_checkpoint,
         arguments.save_total_limit,
+        training.schedule.horizon,
     ) as run:
         # After the directory is claimed: no repository is made for a command that is refused.
         repository = open_repository(arguments)

@@ -80,7 +80,6 @@ TRAINER_FLAGS = {
     "adam_epsilon": TrainerFlag("the epsilon of AdamW is 1e-8", ("1e-8", "1e-08")),
     "optim_args": TrainerFlag("the optimizer has no other options", _OFF),
     "optim_target_modules": TrainerFlag("the optimizer has no other options", _OFF),
-    "lr_scheduler_type": TrainerFlag("the schedule is a cosine", ("cosine",)),
     "lr_scheduler_kwargs": TrainerFlag("the schedule has no other options", (*_OFF, "{}")),
     "label_smoothing_factor": TrainerFlag("pre-training uses no labels", ("0", "0.0")),
     "neftune_noise_alpha": TrainerFlag("noise on embeddings is not supported", _OFF),
@@ -93,7 +92,7 @@ TRAINER_FLAGS = {
 }
 # Words of --help for those that most commands hold.
 SHOWN = ("do_train", "do_eval", "per_device_eval_batch_size", "eval_strategy", "save_strategy", "logging_strategy")
-SHOWN += ("lr_scheduler_type", "optim", "remove_unused_columns", "label_names", "load_best_model_at_end")
+SHOWN += ("optim", "remove_unused_columns", "label_names", "load_best_model_at_end")
 
 
 def other_trainer_flags() -> set[str]:

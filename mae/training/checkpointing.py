@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from mae.training.average import AveragedWeights
 from mae.training.identity import differences
 from mae.training.optimization import GuardedStep
+from mae.training.schedule import Horizon
 from mae.utils.distributed import is_main_process, on_main_process
 from mae.utils.errors import RunError, UserError, first_line
 from mae.utils.files import (
@@ -78,12 +79,17 @@ class TrainState:
         self.guard.load_state_dict(values)
 
 
-def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+class OtherLengthError(UserError):
+    """A checkpoint is of the decay of a run of another length."""
+
+
+def read_state(path: Path, identity: dict[str, Any], horizon: Horizon | None = None) -> dict[str, Any]:
     """
     The values of a checkpoint, without its tensors.
 
     Raises:
         UserError: if there is none, or it is of another run.
+        OtherLengthError: if a run of this length does not come to it.
     """
     try:
         values = json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
@@ -97,6 +103,13 @@ def read_state(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     found = differences(values.pop("identity"), identity)
     if found:
         raise UserError(f"--resume_from_checkpoint {path} is of another run: {'; '.join(found)}.")
+    stored = values.pop("horizon", None)
+    if horizon is not None and stored is not None and not horizon.shares(values["step"], Horizon(**stored)):
+        first = min(horizon.steady_steps, stored["steady_steps"])
+        raise OtherLengthError(
+            f"{path} is of a run of {stored['num_steps']} steps. One of {horizon.num_steps} steps shares its first "
+            f"{first} steps only, before the decay of the learning rate. Resume from an earlier checkpoint."
+        )
     return values
 
 
@@ -109,12 +122,16 @@ class Checkpointer:
         folder: The output directory.
         identity: The identity of the run. It is stored in each checkpoint, and checked when one is restored.
         keep: Number of checkpoints to keep (default: all).
+        horizon: Length of a run that can grow. The checkpoint before its decay is kept beside the others.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], keep: int | None = None):
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], keep: int | None = None, horizon: Horizon | None = None
+    ):
         self.folder = folder
         self.identity = identity
         self.keep = keep
+        self.horizon = horizon
 
     def paths(self) -> list[Path]:
         """The complete checkpoints, oldest first."""
@@ -138,6 +155,8 @@ class Checkpointer:
         path = self.folder / f"{prefix}-{step}"
         unfinished = path.with_name(path.name + UNFINISHED)
         values = state.values(step) | (more or {})
+        if self.horizon is not None:
+            values["horizon"] = self.horizon.as_json()
         if is_main_process():
             shutil.rmtree(unfinished, ignore_errors=True)
         optimizer_state = get_optimizer_state_dict(state.model, state.optimizer, options=_WHOLE)
@@ -147,7 +166,8 @@ class Checkpointer:
                 self._write_model(state.model, unfinished / AVERAGE_FOLDER, unfinished)
         on_main_process(lambda: self._complete(path, unfinished, optimizer_state, values))
         if is_main_process() and self.keep is not None:
-            others = [old for old in self.paths() if old != path]
+            steady = None if self.horizon is None else self.horizon.steady_steps
+            others = [old for old in self.paths() if old != path and _step_of(old) != steady]
             for old in others[: max(len(others) + 1 - self.keep, 0)]:
                 _remove(old)
         return path
@@ -266,10 +286,14 @@ class Checkpointer:
         paths = existing[::-1] if which == "auto" else [Path(which)]
         for path in paths:
             try:
-                values = read_state(path, self.identity)
+                values = read_state(path, self.identity, self.horizon)
                 weights = load_file(path / WEIGHTS_FILE)
                 averaged = load_file(path / AVERAGE_FOLDER / WEIGHTS_FILE) if with_average else {}
                 optimizer_state = torch.load(path / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
+            except OtherLengthError as error:
+                if which != "auto":
+                    raise
+                logger.info(f"Note: {error}")
             except UserError:
                 if which != "auto" or _is_readable(path):
                     raise

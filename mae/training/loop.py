@@ -134,6 +134,7 @@ class TrainingLoop:
                 is_due = arguments.save_minutes is not None and minutes > arguments.save_minutes
                 stop, is_due = self.interruption.agree(self.interruption.signal is not None, is_due)
                 is_saved = step % arguments.save_steps == 0 or is_last or stop or is_due
+                is_saved = is_saved or step == schedule.steady_steps  # a longer run resumes there
                 with log.paused():
                     if is_saved:
                         self.save(step)

@@ -32,6 +32,7 @@ import yaml
 from mae.training.checkpointing import CHECKPOINT_NAME, Checkpointer, read_state
 from mae.training.identity import differences
 from mae.training.metrics import JsonLines
+from mae.training.schedule import Horizon
 from mae.utils.distributed import on_main_process
 from mae.utils.errors import UserError
 from mae.utils.files import (
@@ -156,6 +157,7 @@ class RunDirectory:
         data: Name of the data, for the error that the data has changed.
         resume_from_checkpoint: A checkpoint elsewhere is checked before anything is written.
         save_total_limit: Number of checkpoints to keep.
+        horizon: Length of a run that can grow. A longer one goes on in the same directory.
 
     Raises:
         UserError: on entering, if the directory holds something else, a run with another identity, or an active run.
@@ -169,6 +171,7 @@ class RunDirectory:
         data: str = "its data",
         resume_from_checkpoint: str = "auto",
         save_total_limit: int | None = None,
+        horizon: Horizon | None = None,
     ):
         self.path = Path(path)
         # As it will be read back: tuples become lists.
@@ -176,10 +179,11 @@ class RunDirectory:
         self.overwrite = overwrite
         self.data = data
         self.resume_from_checkpoint = resume_from_checkpoint
+        self.horizon = horizon
         self.metrics = JsonLines(self.path / METRICS_FILE)
         self.evaluations = JsonLines(self.path / EVALUATIONS_FILE)
         self.skipped = JsonLines(self.path / SKIPPED_FILE)
-        self.checkpoints = Checkpointer(self.path, self.identity, save_total_limit)
+        self.checkpoints = Checkpointer(self.path, self.identity, save_total_limit, horizon)
         self._lock = Lock(self.path)
         self._is_new = False  # whether this claim is the first of a run
         self._made: list[Path] = []  # by this claim, the directory and those above it
@@ -198,7 +202,7 @@ class RunDirectory:
     def _claim(self) -> None:
         try:
             if self.resume_from_checkpoint not in ("auto", "none"):
-                read_state(Path(self.resume_from_checkpoint), self.identity)
+                read_state(Path(self.resume_from_checkpoint), self.identity, self.horizon)
             if self.path.exists() and not self.path.is_dir():
                 raise UserError(f"--output_dir {self.path} is a file. Name a directory.")
             self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
@@ -209,13 +213,14 @@ class RunDirectory:
             self._lock.acquire()
             if run_file.exists():
                 if not self.overwrite:
-                    self._check_identity(run_file)
+                    if self._check_identity(run_file) != self.horizon:
+                        self._describe(run_file)
                     self._tidy()
                     return
                 self._clear(run_file)
             else:
                 self._is_new = True
-            write_json(run_file, self.identity | {"data_name": self.data})
+            self._describe(run_file)
         except OSError as error:
             self._lock.release()
             raise UserError(f"--output_dir {self.path} cannot be used: {error.strerror or error}.") from None
@@ -223,6 +228,10 @@ class RunDirectory:
             self._lock.release()
             self._undo_claim()
             raise
+
+    def _describe(self, run_file: Path) -> None:
+        about = {"data_name": self.data} | ({"horizon": self.horizon.as_json()} if self.horizon else {})
+        write_json(run_file, self.identity | about)
 
     def _undo_claim(self) -> None:
         """Remove what a new claim has written, if the run has logged and saved nothing: the command was refused."""
@@ -277,7 +286,8 @@ class RunDirectory:
                 else:
                     entry.unlink()
 
-    def _check_identity(self, run_file: Path) -> None:
+    def _check_identity(self, run_file: Path) -> Horizon | None:
+        """Refuse a directory of another run, or of a longer one; returns the length that it had."""
         try:
             stored = json.loads(run_file.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -289,12 +299,12 @@ class RunDirectory:
                 f"An earlier start that overwrites --output_dir {self.path} was stopped. Pass --overwrite_output_dir "
                 "again."
             )
-        data = stored.pop("data_name", "other data")
+        data, length = stored.pop("data_name", "other data"), stored.pop("horizon", None)
         found = differences(stored, self.identity)
         if stored.get("data") != self.identity.get("data"):
             found.append(f"the data was {data}, now {self.data}")
         if not found:
-            return
+            return self._check_length(None if length is None else Horizon(**length))
         advice = ""
         if all(re.match(r"recipe\.(max_steps|num_train_epochs)", line) for line in found):
             advice = (
@@ -306,12 +316,25 @@ class RunDirectory:
             f"--overwrite_output_dir to remove that run. Nothing was changed.{advice}"
         )
 
+    def _check_length(self, stored: Horizon | None) -> Horizon | None:
+        new = self.horizon
+        if stored is None or new is None or stored == new or stored.num_steps < new.num_steps:
+            return stored
+        raise UserError(
+            f"--output_dir {self.path} holds a run of {stored.num_steps} steps that decays after step "
+            f"{stored.steady_steps}, now {new.num_steps} steps and after step {new.steady_steps}. It can only be made "
+            "longer here. For another decay of its checkpoints use --resume_from_checkpoint "
+            f"{self.path}/checkpoint-STEP and another --output_dir. Nothing was changed."
+        )
+
     # Content
 
     def read_results(self) -> dict[str, Any] | None:
-        """The results of a finished run, on every rank, or None. A collective."""
+        """The results of a finished run of this length, on every rank, or None. A collective."""
         path = self.path / RESULTS_FILE
-        return on_main_process(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+        found = on_main_process(lambda: json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+        is_shorter = found is not None and self.horizon is not None and found["steps"] < self.horizon.num_steps
+        return None if is_shorter else found
 
     def describe(self, recipe: dict[str, Any], environment: dict[str, Any]) -> None:
         """Write the flags that repeat the run, and the machine that it runs on. Rank 0 calls it."""

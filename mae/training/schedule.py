@@ -2,7 +2,8 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -12,6 +13,8 @@ from mae.utils.errors import UserError
 
 
 logger = logging.getLogger(__name__)
+
+_DECAY_RATIO = 0.2
 
 
 def learning_rate_at(
@@ -32,6 +35,28 @@ def learning_rate_at(
 
 
 @dataclass(frozen=True)
+class Horizon:
+    """
+    The length of a run whose schedule does not fix it. Runs of two lengths are the same up to the step at which the
+    first of them decays.
+
+    Args:
+        num_steps: Optimizer steps of the run.
+        steady_steps: Those before the decay.
+    """
+
+    num_steps: int
+    steady_steps: int
+
+    def shares(self, step: int, other: "Horizon") -> bool:
+        """Whether a run of another length has the same state after a step."""
+        return self == other or step <= min(self.steady_steps, other.steady_steps)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class Schedule:
     """
     Length and learning rate of a run.
@@ -43,6 +68,8 @@ class Schedule:
         peak: Learning rate after the warm-up.
         warmup_epochs: Epochs of linear warm-up.
         minimum: Learning rate at the end.
+        steady_steps: Steps at the peak, warm-up included, before a decay by 1 - sqrt (Haegele et al. 2024, arXiv
+            2405.18392). None for a cosine over the whole run.
     """
 
     batch_size: int
@@ -51,6 +78,7 @@ class Schedule:
     peak: float
     warmup_epochs: float
     minimum: float = 0.0
+    steady_steps: int | None = None
 
     @classmethod
     def of(cls, recipe: Recipe, batch_size: int, epoch_length: int, minimum: float = 0.0) -> "Schedule":
@@ -58,7 +86,7 @@ class Schedule:
         The schedule of a recipe.
 
         Raises:
-            UserError: if the run is shorter than a step.
+            UserError: if the run is shorter than a step, or its decay begins in the warm-up.
         """
         num_steps = recipe.max_steps
         if recipe.max_steps <= 0:
@@ -68,9 +96,25 @@ class Schedule:
                     f"--num_train_epochs {recipe.num_train_epochs:g} of {epoch_length:,} images is shorter than a "
                     f"batch of {batch_size:,} images. Lower the batch size or train for longer."
                 )
-        warmup_epochs = recipe.warmup(num_steps, num_steps / (epoch_length / batch_size))
+        steps_per_epoch = epoch_length / batch_size
+        warmup_epochs = recipe.warmup(num_steps / steps_per_epoch, steps_per_epoch)
         peak = recipe.learning_rate or recipe.base_learning_rate * batch_size / 256
-        return cls(batch_size, epoch_length, num_steps, peak, warmup_epochs, minimum)
+        steady_steps = num_steps if recipe.can_grow else None
+        if recipe.lr_scheduler_type == "wsd":
+            ratio = _DECAY_RATIO if recipe.decay_ratio is None else recipe.decay_ratio
+            steady_steps = num_steps - max(round(ratio * num_steps), 1)
+            if warmup_epochs * steps_per_epoch > steady_steps:
+                raise UserError(
+                    f"The warm-up of {warmup_epochs:g} epochs ({warmup_epochs * steps_per_epoch:.0f} steps) does not "
+                    f"end before the decay, which begins after step {steady_steps} of {num_steps}. Train for longer, "
+                    "or lower --warmup_epochs or --decay_ratio."
+                )
+        return cls(batch_size, epoch_length, num_steps, peak, warmup_epochs, minimum, steady_steps)
+
+    @property
+    def horizon(self) -> Horizon | None:
+        """What a longer run shares with this one; None if it shares nothing."""
+        return None if self.steady_steps is None else Horizon(self.num_steps, self.steady_steps)
 
     @property
     def steps_per_epoch(self) -> float:
@@ -91,9 +135,15 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step, from 1."""
-        return learning_rate_at(
-            (step - 1) / self.steps_per_epoch, self.peak, self.warmup_epochs, self.num_epochs, self.minimum
-        )
+        epoch = (step - 1) / self.steps_per_epoch
+        if self.steady_steps is None:
+            return learning_rate_at(epoch, self.peak, self.warmup_epochs, self.num_epochs, self.minimum)
+        if epoch < self.warmup_epochs:
+            return self.peak * epoch / self.warmup_epochs
+        if step <= self.steady_steps:
+            return self.peak
+        progress = (step - self.steady_steps) / (self.num_steps - self.steady_steps + 1)  # the last rate is not 0
+        return self.minimum + (self.peak - self.minimum) * (1 - math.sqrt(progress))
 
     def apply(self, optimizer: torch.optim.Optimizer, step: int) -> float:
         """Set the learning rate of a step in every group of an optimizer; returns it."""

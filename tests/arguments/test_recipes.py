@@ -19,7 +19,7 @@ def test_defaults_of_pre_training_are_those_of_table_8():
 )
 def test_warm_up_in_epochs(given, epochs):
     """Of 100 steps in 200 epochs."""
-    assert Recipe(**given).warmup(100, 200) == pytest.approx(epochs)
+    assert Recipe(**given).warmup(200, 0.5) == pytest.approx(epochs)
 
 
 def test_identity_holds_what_changes_results():
@@ -32,9 +32,24 @@ def test_identity_holds_what_changes_results():
     assert "num_train_epochs" not in with_steps and with_steps["warmup_steps"] == 1
 
 
+@pytest.mark.parametrize("kind", ["wsd", "constant_with_warmup"])
+def test_length_of_a_run_that_can_grow_is_no_part_of_its_identity(kind):
+    short = PreTrainingRecipe(lr_scheduler_type=kind, max_steps=5)
+    assert recipe_identity(short) == recipe_identity(PreTrainingRecipe(lr_scheduler_type=kind, num_train_epochs=7))
+    assert recipe_identity(short) != recipe_identity(PreTrainingRecipe(max_steps=5))
+    assert "lr_scheduler_type" not in recipe_identity(PreTrainingRecipe())
+
+
 @pytest.mark.parametrize(
     "kind, values, message",
     [
+        (PreTrainingRecipe, {"lr_scheduler_type": "linear"}, "--lr_scheduler_type linear must be one of cosine, con"),
+        (PreTrainingRecipe, {"decay_ratio": 0.1}, "--decay_ratio 0.1 needs --lr_scheduler_type wsd"),
+        (
+            PreTrainingRecipe,
+            {"lr_scheduler_type": "wsd", "warmup_ratio": 0.1},
+            "--warmup_ratio 0.1 depends on the length .*Use --warmup_epochs",
+        ),
         (PreTrainingRecipe, {"max_steps": 0}, "--max_steps 0"),
         (PreTrainingRecipe, {"num_train_epochs": 0}, "--num_train_epochs 0"),
         (PreTrainingRecipe, {"warmup_steps": 1, "warmup_ratio": 0.1}, "--warmup_steps and --warmup_ratio"),

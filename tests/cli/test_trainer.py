@@ -77,7 +77,6 @@ def test_fields_that_no_table_names_have_no_effect(argv, caplog):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--lr_scheduler_type", "linear"], "--lr_scheduler_type linear is not supported: the schedule is a cosine."),
         (["--optim", "sgd"], "--optim sgd is not supported: the optimizer is AdamW"),
         (["--adam_epsilon", "1e-6"], "--adam_epsilon 1e-6 is not supported"),
         (["--model_type", "vit"], "--model_type vit is not supported: the model is a Masked Autoencoder."),
@@ -99,7 +98,6 @@ def test_flags_that_would_change_results_are_refused(argv, message):
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--lr_scheduler_type", "cosine"],
         ["--optim", "adamw_torch_fused"],
         ["--adam_epsilon", "1e-8"],
         ["--bf16_full_eval", "False"],

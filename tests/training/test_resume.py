@@ -357,3 +357,38 @@ def test_worker_that_dies_is_one_line(data, tmp_path):
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1 and "error: A DataLoader worker died (" in stderr
     assert "Traceback" not in stderr
+
+
+def test_finished_run_of_wsd_is_made_longer(data, tmp_path):
+    """From the checkpoint before its decay, which no limit removes: the same as a run of that length."""
+    flags = [*data, "--lr_scheduler_type", "wsd", "--warmup_steps", 3, "--save_steps", 4, "--save_total_limit", 1]
+    expected = train(tmp_path / "whole", *flags, "--max_steps", 30, "--decay_ratio", 0.3)
+    folder = tmp_path / "run"
+    done = start("--output_dir", folder, *flags, "--max_steps", 20)
+    assert "Train for longer: the same command with a larger --max_steps" in done.stdout and "step 16." in done.stdout
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-16", "checkpoint-20"]
+    assert metrics(folder)[-1]["learning_rate"] < 0.3 * metrics(folder)[15]["learning_rate"]
+    again = start("--output_dir", folder, *flags, "--max_steps", 20)
+    assert again.returncode == 0 and "already finished" in again.stdout
+    done = start("--output_dir", folder, *flags, "--max_steps", 30, "--decay_ratio", 0.3)
+    assert "Resuming after step 16." in done.stdout and "checkpoint-20 is of a run of 20 steps" in done.stdout
+    assert (folder / "checkpoint-20.set_aside").exists()
+    assert exact(metrics(folder)) == exact(expected)
+    assert_same_run(folder, tmp_path / "whole")
+    # It cannot be made shorter, but its decay can begin earlier elsewhere.
+    refused = start("--output_dir", folder, *flags, "--max_steps", 20)
+    assert refused.returncode == 2 and "can only be made longer here" in refused.stderr
+    checkpoint = ["--resume_from_checkpoint", folder / "checkpoint-21"]
+    refused = start("--output_dir", tmp_path / "other", *flags, "--max_steps", 24, *checkpoint)
+    assert refused.returncode == 2 and "shares its first 19 steps only" in refused.stderr
+    assert not (tmp_path / "other").exists()
+    other = train(tmp_path / "other", *flags, "--max_steps", 30, "--decay_ratio", 0.2, *checkpoint)
+    assert [line["step"] for line in other] == list(range(22, 31)) and exact(other)[0][2] == exact(expected)[20][2]
+
+
+def test_interrupted_run_of_constant_rate_may_get_another_length(data, tmp_path):
+    flags = [*data, "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", 3, "--eval_steps", 10]
+    expected = train(tmp_path / "whole", *flags, "--max_steps", 20)
+    train(tmp_path / "run", *flags, "--max_steps", 10)
+    assert exact(train(tmp_path / "run", *flags, "--max_steps", 20)) == exact(expected)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")

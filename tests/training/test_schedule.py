@@ -8,7 +8,7 @@ import torch
 
 from mae.arguments.recipes import PreTrainingRecipe
 from mae.arguments.run import RunArguments
-from mae.training.schedule import Schedule, fit_to_small_data, learning_rate_at
+from mae.training.schedule import Horizon, Schedule, fit_to_small_data, learning_rate_at
 from mae.utils.errors import UserError
 from tests.support.data import FIXTURES
 
@@ -77,3 +77,57 @@ def test_small_data_lowers_lanes_and_batch(images, processes, accumulation, lane
     arguments = RunArguments(gradient_accumulation_steps=accumulation)
     found = fit_to_small_data(recipe, arguments, images, processes)
     assert (recipe.lanes, arguments.per_device_train_batch_size, len(found)) == (lanes, per_device, notes)
+
+
+# Schedules without a fixed end
+
+
+def test_constant_rate_after_the_warm_up():
+    recipe = PreTrainingRecipe(lr_scheduler_type="constant_with_warmup", max_steps=20, warmup_steps=4, learning_rate=1)
+    schedule = Schedule.of(recipe, batch_size=3, epoch_length=7)
+    assert [schedule.rate(step) for step in range(1, 21)] == pytest.approx([0, 0.25, 0.5, 0.75, *[1] * 16])
+    assert schedule.horizon == Horizon(20, 20)
+
+
+def test_decay_of_wsd_in_closed_form():
+    recipe = PreTrainingRecipe(
+        lr_scheduler_type="wsd", num_train_epochs=10, warmup_epochs=1, learning_rate=2, decay_ratio=0.3
+    )
+    schedule = Schedule.of(recipe, batch_size=10, epoch_length=100, minimum=0.5)
+    assert schedule.horizon == Horizon(100, 70)
+    assert [schedule.rate(step) for step in (1, 6, 11, 70)] == pytest.approx([0, 1, 2, 2])
+    decay = [0.5 + 1.5 * (1 - math.sqrt(number / 31)) for number in range(1, 31)]
+    assert [schedule.rate(step) for step in range(71, 101)] == pytest.approx(decay)
+
+
+def test_default_decay_is_a_fifth_and_at_least_a_step():
+    def steady_steps(max_steps):
+        recipe = PreTrainingRecipe(lr_scheduler_type="wsd", max_steps=max_steps, warmup_epochs=0)
+        return Schedule.of(recipe, batch_size=1, epoch_length=10).steady_steps
+
+    assert [steady_steps(number) for number in (100, 2, 1)] == [80, 1, 0]
+
+
+@pytest.mark.parametrize("kind", ["wsd", "constant_with_warmup"])
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 7}, {"warmup_epochs": 0.7}])
+def test_runs_of_two_lengths_have_the_same_rates_as_far_as_they_say(kind, warmup):
+    """To the last bit, so that a longer run is the same."""
+    schedules = [
+        Schedule.of(PreTrainingRecipe(lr_scheduler_type=kind, max_steps=steps, **warmup), 3, 31)
+        for steps in (50, 61, 300)
+    ]
+    for first in schedules:
+        for other in schedules:
+            for step in range(1, 50):
+                if first.horizon.shares(step, other.horizon):
+                    rates = [[each.rate(number) for number in range(1, step + 1)] for each in (first, other)]
+                    assert rates[0] == rates[1]
+    assert schedules[0].horizon.shares(40, schedules[1].horizon)
+    assert schedules[0].horizon.shares(41, schedules[1].horizon) == (kind == "constant_with_warmup")
+    assert schedules[0].horizon.shares(50, schedules[0].horizon)
+
+
+def test_warm_up_that_reaches_into_the_decay_is_refused():
+    recipe = PreTrainingRecipe(lr_scheduler_type="wsd", max_steps=20, warmup_epochs=2)
+    with pytest.raises(UserError, match=r"The warm-up of 2 epochs \(20 steps\) does not end before .* step 16 of 20"):
+        Schedule.of(recipe, batch_size=1, epoch_length=10)
