@@ -202,8 +202,8 @@ def recipe_identity(recipe: Recipe) -> dict[str, Any]:
     """
     The values that belong to the identity of a run: those of the flags that change results by themselves.
 
-    With --max_steps the number of epochs has no effect. The length of a run that can grow is no part of it: [`Horizon`]
-    says what runs of two lengths share.
+    With --max_steps the number of epochs has no effect. The length of a run that can grow is no part of it;
+    [`Horizon`] says what runs of two lengths share.
     """
     left_out = {"num_train_epochs"} if recipe.max_steps > 0 else set()
     if recipe.can_grow:
