@@ -29,15 +29,12 @@ def main() -> None:
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     with quick_imports():
         from mae.cli.data import data_name, open_splits
+        from mae.cli.evaluators import make_evaluators
         from mae.cli.model import build_model, choose_statistics, read_checkpoint
         from mae.cli.preview import preview_augmentation
         from mae.cli.report import PreTrainingReport
         from mae.cli.run import run_training
         from mae.data.bands import bands_of
-        from mae.data.loader import choose_num_workers
-        from mae.evaluation.evaluator import Evaluator
-        from mae.evaluation.neighbours import make_neighbours
-        from mae.evaluation.reconstruction import ReconstructionEvaluator, load_images
         from mae.training.accelerator import make_accelerator
         from mae.training.pretraining import PreTraining
         from mae.training.schedule import fit_to_small_data
@@ -56,26 +53,8 @@ def main() -> None:
     if arguments.preview_augmentation is not None:
         return preview_augmentation(task, recipe.seed, arguments)
 
-    minutes, batch_size = arguments.data_retry_minutes, arguments.per_device_train_batch_size
-    reconstruction = ReconstructionEvaluator(
-        lambda: load_images(held_out or source, model.config, arguments.max_eval_samples, retry_minutes=minutes),
-        arguments.eval_steps,
-        batch_size,
-        "Validation images" if held_out else "Training images",
-        max_nodata_share=recipe.max_nodata_share,
-    )
-    evaluators: list[Evaluator] = [reconstruction]
-    if arguments.knn_epochs is not None:
-        num_workers = choose_num_workers(arguments.dataloader_num_workers, accelerator.device)
-        column = arguments.label_column_name
-        sizes = arguments.knn_epochs, recipe.seed, batch_size, num_workers, minutes
-        evaluators.append(make_neighbours(source, held_out, *sizes, column))
-    if arguments.dense_epochs is not None:
-        from mae.cli.dense import make_dense_evaluator
-
-        evaluators.append(make_dense_evaluator(recipe, arguments, bands_of(model.config), accelerator))
-
-    training = Training(task, recipe, arguments, accelerator, evaluators)
+    reconstruction, others = make_evaluators(model, source, held_out, recipe, arguments, accelerator)
+    training = Training(task, recipe, arguments, accelerator, [reconstruction, *others])
     report = PreTrainingReport(training, len(reconstruction.images) if held_out else None)
     run_training(training, report, data_name(recipe, source.revision), [found, measured, *notes])
 

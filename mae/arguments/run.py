@@ -165,9 +165,21 @@ class PreTrainingArguments(MaskFlags, PreviewArguments):
         default_words="off",
         rule=POSITIVE,
     )
+    probe_epochs: float | None = _evaluation(
+        None,
+        "Epochs between two evaluations of a linear classifier on features, for data with labels.",
+        default_words="off",
+        rule=POSITIVE,
+    )
+    rank_epochs: float | None = _evaluation(
+        None,
+        "Epochs between two measurements of the features' effective rank, for data without labels.",
+        default_words="off",
+        rule=POSITIVE,
+    )
     label_column_name: str | None = _evaluation(
         None,
-        "Column that holds the labels, for --knn_epochs.",
+        "Column that holds the labels, for --knn_epochs and --probe_epochs.",
         default_words="the only column of class labels, or label",
     )
     dense_epochs: float | None = _evaluation(

@@ -28,6 +28,7 @@ from mae.data.segmentation import MaskedImageTransform
 from mae.data.sources import Source
 from mae.evaluation.evaluator import Evaluation, EvaluationContext
 from mae.evaluation.inference import EvaluationBatches
+from mae.evaluation.logistic import Scorer, check_scikit_learn, fit_logistic
 from mae.evaluation.neighbours import NUM_NEIGHBOURS, knn_scores
 from mae.evaluation.segmentation import SegmentationEvaluator
 from mae.utils.errors import DataError, UserError
@@ -36,11 +37,6 @@ from modeling_mae import MAEForPreTraining, MAEModel
 
 # Patches of a training run's evaluations, and images of each side.
 NUM_PATCHES, MAX_TRAIN_IMAGES, MAX_VALIDATION_IMAGES = 20_000, 200, 50
-# Score of a class that no training patch has. It is finite, so that averages over windows are.
-_NEVER = -1e4
-
-# Takes features of patches `(N, D)`, returns scores `(N, classes)`.
-Scorer = Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -198,35 +194,14 @@ def logistic_scorer(patches: LabelledPatches, num_classes: int, c: float = 1.0) 
     Raises:
         UserError: if scikit-learn is not installed, or all patches have one class.
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError:
-        raise UserError(
-            "A logistic regression needs scikit-learn. Install it with `pip install scikit-learn`, or pass --methods "
-            "knn."
-        ) from None
-    mean, std = patches.features.mean(dim=0), patches.features.std(dim=0, correction=0).clamp(min=1e-6)
-    classes = patches.classes.unique().numpy()
+    check_scikit_learn("pass --methods knn")
+    classes = patches.classes.unique()
     if len(classes) < 2:
         raise UserError(
             f"All {len(patches.classes):,} training patches have class {classes[0]}, but a logistic regression needs "
             "two classes. Check the masks, or pass --methods knn."
         )
-    regression = LogisticRegression(C=c, max_iter=1000)
-    regression.fit(((patches.features - mean) / std).numpy(), patches.classes.numpy())
-    weight, bias = (torch.from_numpy(value).float() for value in (regression.coef_, regression.intercept_))
-    if len(classes) == 2:  # one row, the logit of the second class
-        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
-    all_weights, all_biases = torch.zeros(num_classes, weight.shape[1]), torch.full((num_classes,), _NEVER)
-    all_weights[classes], all_biases[classes] = weight, bias
-
-    def score(tokens: Tensor) -> Tensor:
-        device = tokens.device
-        with torch.autocast(device.type, enabled=False):
-            standardised = (tokens.float() - mean.to(device)) / std.to(device)
-            return F.linear(standardised, all_weights.to(device), all_biases.to(device))
-
-    return score
+    return fit_logistic(patches.features, patches.classes, num_classes, c)
 
 
 class PatchSegmenter(SegmentationMixin, nn.Module):

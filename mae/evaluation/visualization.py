@@ -25,8 +25,10 @@ _SCORES = {
     "eval_pixel_accuracy": "pixel accuracy",
     "eval_mean_average_precision": "mean average precision",
     "eval_knn_accuracy": f"accuracy of {NUM_NEIGHBOURS} neighbours",
+    "eval_probe_accuracy": "accuracy of a linear classifier",
     "eval_dense_iou": "mean IoU of patch neighbours",
 }
+_RANKS = {"eval_rankme": "effective rank", "eval_alpha_req": "exponent alpha"}
 _COLUMNS = 3  # masked, reconstruction, original
 _CELL = 1.5  # inches
 # From so many logged steps on, a single step is a faint line behind a running mean instead of a line with markers.
@@ -49,7 +51,7 @@ def save_curve(
     loss_label: str = "loss on masked patches",
 ) -> None:
     """
-    Draw the loss over the steps, the loss and scores of evaluations, and the learning rate.
+    Draw the loss over the steps, the loss, scores and ranks of evaluations, and the learning rate.
 
     Args:
         metrics: Lines of metrics.jsonl, with `step`, `loss` and `learning_rate`.
@@ -63,14 +65,17 @@ def save_curve(
         return [step for step, _ in points], [value for _, value in points]
 
     scores = {name: series(key) for key, name in _SCORES.items() if series(key)[0]}
+    ranks = {name: series(key) for key, name in _RANKS.items() if series(key)[0]}
     with figure_style():
-        figure = Figure(figsize=(8, 8 if scores else 5.5), layout="constrained")
-        ratios = [4, 3, 1] if scores else [4, 1]
-        top, *middle, bottom = figure.subplots(len(ratios), 1, sharex=True, height_ratios=ratios)
+        heights = [4, *[3] * bool(scores), *[2] * bool(ranks), 1]
+        figure = Figure(figsize=(8, 0.5 + sum(heights)), layout="constrained")
+        top, *middle, bottom = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
         _draw_losses(top, metrics, series("eval_loss"), label)
         top.set(ylabel=loss_label, title=title)
-        for axis in middle:
-            _draw_scores(axis, scores, label)
+        if scores:
+            _draw_scores(middle[0], scores, label)
+        if ranks:
+            _draw_ranks(middle[-1], ranks)
         steps, rates = [line["step"] for line in metrics], [line["learning_rate"] for line in metrics]
         bottom.plot(steps, rates, color="tab:grey", marker=_marker(steps), markersize=4, clip_on=False)
         bottom.set(xlabel="optimizer step", ylabel="learning rate")
@@ -105,13 +110,22 @@ def _draw_losses(axis: Axes, metrics: list[dict], evaluated: tuple[list, list], 
 
 
 def _draw_scores(axis: Axes, scores: dict[str, tuple[list, list]], label: str) -> None:
-    for color, (name, points) in zip(("tab:orange", "tab:green"), scores.items()):
+    for color, (name, points) in zip(("tab:orange", "tab:green", "tab:purple", "tab:brown"), scores.items()):
         axis.plot(*points, color=color, marker="o", markersize=4, label=f"{name}, {label}")
     axis.set(ylabel="score")
     axis.set_ylim(0, 1.08 * max(max(values) for _, values in scores.values()) or 1)
     axis.yaxis.set_major_formatter(PercentFormatter(1))
     axis.grid(alpha=0.3)
     axis.legend(frameon=False, loc="lower right")
+
+
+def _draw_ranks(axis: Axes, ranks: dict[str, tuple[list, list]]) -> None:
+    """The effective rank, and the exponent on an axis of its own at the right."""
+    for own, color, (name, points) in zip((axis, axis.twinx()), ("tab:green", "tab:purple"), ranks.items()):
+        own.plot(*points, color=color, marker="o", markersize=4)
+        own.set_ylabel(name, color=color)
+        own.set_ylim(0, 1.15 * max(points[1]) or 1)
+    axis.grid(alpha=0.3)
 
 
 def save_confusion_matrix(

@@ -126,10 +126,12 @@ def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluation
     images = f"{facts.num_validation_images} validation images" if facts.num_validation_images else "training images"
     neighbours_metric = f"Accuracy of {facts.num_neighbours} nearest neighbours, {split} images"
     eval_loss, neighbours = _last(evaluations, "eval_loss"), _last(evaluations, "eval_knn_accuracy")
+    probe = _last(evaluations, "eval_probe_accuracy")
     results = {}
     if facts.num_validation_images:  # scores on training images evaluate nothing
         results[f"Mean squared error of masked patches ({target}), {images}"] = "mse", eval_loss
         results[neighbours_metric] = "accuracy", neighbours
+        results[f"Accuracy of a linear classifier on features, {split} images"] = "accuracy", probe
     return _render(
         "pretraining.md",
         _run_metadata(facts, "image-feature-extraction", results, ["self-supervised-learning"]),
@@ -139,6 +141,7 @@ def pretraining_card(facts: RunFacts, step: int, metrics: list[dict], evaluation
         split=split,
         evaluated_images=images,
         neighbours=neighbours,
+        probe=probe,
         neighbours_metric=neighbours_metric,
     )
 
