@@ -28,6 +28,7 @@ SCRIPTS = (
     "segment",
     "run_knn",
     "run_dense_features",
+    "reconstruct",
     "extract_features",
     "convert_checkpoint",
 )
