@@ -14,6 +14,7 @@ from mae.data.batch import Batch, samples_digest
 from mae.data.loader import is_worker_failure, worker_failure
 from mae.training.accelerator import process_timeout
 from mae.training.checkpointing import NONFINITE
+from mae.training.cost import CostEstimate
 from mae.training.evaluations import Evaluations
 from mae.training.feed import BatchFeed
 from mae.training.flops import peak_flops
@@ -109,6 +110,7 @@ class TrainingLoop:
             self.evaluate(first)
         started = saved_at = time.monotonic()
         log = StepLog(schedule.batch_size, task.flops_per_image, self.peak_flops(), first)
+        cost = CostEstimate(first, schedule.num_steps, schedule.batch_size, self.accelerator.device)
         feed = BatchFeed(lambda step: self.training.loader(dataset, step), first, self.interruption)
 
         with closing(feed), self.progress_bar(first) as bar:
@@ -120,6 +122,8 @@ class TrainingLoop:
                     state.average.update(step)
                 bar.update()
                 self.training.log_cache(step - first)
+                if (told := cost.after(step)) is not None:
+                    logger.info(told)
 
                 is_first, is_last = step == first + 1, step == schedule.num_steps
                 is_logged = (
