@@ -44,7 +44,7 @@ def test_accelerate_accepts_each_configuration(path):
     assert counts in ([], [8], [2]) and (config.num_machines == 2) == (counts == [2])
     if flags.use_fsdp:
         assert str(flags.fsdp_version) == "2" and flags.fsdp_auto_wrap_policy == "TRANSFORMER_BASED_WRAP"
-        assert MAEForPreTraining._no_split_modules == ["MAEBlock"]
+        assert MAEForPreTraining._no_split_modules == ["MAEBlock", "MAECrossBlock"]
     for number, word in enumerate(flags.training_script_args):
         if word == "--recipe":
             assert (ROOT / flags.training_script_args[number + 1]).exists()
