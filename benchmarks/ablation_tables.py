@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmarks.experiments import DATASETS, STUDIES, runs_of
+from benchmarks.experiments import DATASETS, runs_of
 from benchmarks.timing import table
 
 
@@ -24,8 +24,7 @@ def score_table(study: str, dataset: str, results: Iterable[Result]) -> str:
     A table in Markdown of one study: a row for each value and protocol, a column for each number of labelled images.
     A cell is the mean and the standard deviation of the score over the seeds that are done.
     """
-    plan, score = STUDIES[study], DATASETS[dataset].score
-    labels = list(plan.labels or DATASETS[dataset].labels)
+    score, labels = DATASETS[dataset].score, list(DATASETS[dataset].labels)
     by_run = {result["run"]: result for result in results}
     seeds = sorted({result["seed"] for result in by_run.values()})
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}

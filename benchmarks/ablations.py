@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=list(DATASETS), help="(default: all)")
     parser.add_argument("--studies", nargs="+", default=list(STUDIES), choices=list(STUDIES), help="(default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument("--labels", nargs="+", help="numbers of labelled images (default: all)")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/ablations"), help="(default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs and what is done, and end")
     parser.add_argument("--report", action="store_true", help="print tables of the results, and end")
@@ -116,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         for seed in arguments.seeds
         for dataset in arguments.datasets
         for study in arguments.studies
-        for run in runs_of(study, dataset, [seed])
+        for run in runs_of(study, dataset, [seed], arguments.labels)
     }
     for run in runs.values():
         if arguments.list:

@@ -11,6 +11,8 @@ from tests.support.data import ROOT
 
 EMOJI = experiments.Dataset(
     folder="emoji",
+    encoder={"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+    decoder={"decoder_hidden_size": 16, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 2},
     model={"image_size": 16, "patch_size": 4},
     pretraining={"per_device_train_batch_size": 8, "max_steps": 2},
     script="run_image_classification.py",
@@ -32,11 +34,11 @@ def test_scores_are_those_of_the_last_step(tmp_path):
 
 @pytest.mark.slow
 def test_runs_are_done_once_and_random_weights_are_random(tmp_path, monkeypatch, capsys):
-    study = experiments.Study(({},), protocols=("linear",), baselines=("random",))
+    study = experiments.Study({"default": {}}, protocols=("linear",), baselines=("random",))
     monkeypatch.setitem(experiments.DATASETS, "emoji", EMOJI)
     monkeypatch.setitem(experiments.STUDIES, "pretraining", study)
     flags = ["--data", str(ROOT / "examples" / "data"), "--datasets", "emoji", "--seeds", "0"]
-    flags += ["--output_dir", str(tmp_path)]
+    flags += ["--studies", "pretraining", "--output_dir", str(tmp_path)]
     with pytest.raises(SystemExit):  # argparse took the choices before
         ablations.main(["--datasets", "no_such_set"])
     ablations.main(flags)
