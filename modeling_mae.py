@@ -136,9 +136,12 @@ class MAEPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["MAEBlock", "MAECrossBlock"]
     _supports_sdpa = True
+    _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _pipeline_tag = "image-feature-extraction"
+    # For PEFT's LoraConfig(target_modules=...): the linear layers of the encoder's blocks, and none of the decoder's.
+    lora_target_modules = r"(mae\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
     # Whether position tables are trained. Pre-training keeps them fixed (Section 3, "sine-cosine").
     _positions_trainable = False
 
