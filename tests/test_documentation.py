@@ -31,6 +31,7 @@ SCRIPTS = (
     "reconstruct",
     "extract_features",
     "convert_checkpoint",
+    "export_onnx",
 )
 BANNED = (
     "wanted is|wanted are|is told|are told|goes on where|goes on from|of ours|of theirs|in the place of|anew|"
@@ -127,7 +128,7 @@ def test_set_up_commands_stand_in_readme_on_one_line_each():
 
 def test_readme_fits_a_few_screens_and_answers_a_new_user():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 155
+    assert len(text.splitlines()) <= 170
     headings = re.findall(r"^## (.+)$", text, flags=re.MULTILINE)
     for subject in ("Why", "Install", "Quickstart", "Features", "Results", "When to use", "Package map", "Citation"):
         assert any(heading.startswith(subject) for heading in headings), subject

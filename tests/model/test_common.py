@@ -113,6 +113,14 @@ def test_exported_program_gives_the_same_outputs(cls):
     assert_same_outputs(program.module(), model(**others), **others)
 
 
+@OF_EVERY_CLASS
+def test_compiled_graph_is_whole_and_gives_the_same_outputs(cls):
+    torch._dynamo.reset()
+    model, inputs = tiny_model(cls), inputs_of(cls)
+    expected = model(**inputs)
+    assert_same_outputs(torch.compile(model, fullgraph=True, backend="aot_eager"), expected, **inputs)
+
+
 @pytest.mark.slow
 @OF_EVERY_CLASS
 def test_flex_attention_gives_the_same_outputs(cls):
