@@ -23,6 +23,7 @@ from mae.data.subsets import take_rows
 from mae.evaluation.features import compute_features
 from mae.evaluation.grids import Row, save_grid
 from mae.evaluation.inspection import (
+    draw_mask,
     fit_to_patches,
     nearest,
     patch_features,
@@ -130,9 +131,10 @@ def draw_reconstructions(model: MAEForPreTraining, source: Source, arguments: An
         for ratio, draw in masks:
             try:
                 # The same noise for all ratios: what one mask removes, a larger one removes too.
-                found = reconstruct(model, image, ratio, (arguments.seed, number, draw), arguments.paste)
+                removed = draw_mask(config, image.shape[1:], ratio, (arguments.seed, number, draw))
             except ValueError as error:
                 raise UserError(f"--mask_ratio {ratio}: {error}") from None
+            found = reconstruct(model, image, removed, arguments.paste)
             pictures += [found.masked, found.reconstruction]
         rows.append(Row([*pictures, to_picture(image.nan_to_num(0) / 255)]))
     columns = [title for ratio, _ in masks for title in (f"{ratio:.0%} masked", "reconstruction")]

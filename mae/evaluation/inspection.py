@@ -13,6 +13,7 @@ from configuration_mae import MAEConfig, to_pair
 from mae.data.normalization import denormalize, normalize_images
 from mae.utils.hashing import hash_key
 from modeling_mae import MAEForPreTraining, MAEModel
+from patches_mae import mask_from_noise, num_visible_patches
 
 
 _MASKED_GREY = 0.5
@@ -41,46 +42,64 @@ def to_picture(pixels: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).float().cpu().numpy()
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+def draw_mask(config: MAEConfig, size: Sequence[int], mask_ratio: float, key: Sequence[int]) -> Tensor:
     """
-    Pictures `(H, W, 3)` of an image in [0, 1].
+    Draw the patches to remove from an image.
 
     Args:
-        masked: With grey in place of removed patches.
-        reconstruction: As the model predicts it.
-    """
-
-    masked: np.ndarray
-    reconstruction: np.ndarray
-
-
-@torch.no_grad()
-def reconstruct(
-    model: MAEForPreTraining, image: Tensor, mask_ratio: float, key: Sequence[int], paste: bool = True
-) -> Reconstruction:
-    """
-    Mask an image `(C, H, W)` in the range of 8 bits, whose sides are multiples of the patch size, and predict it.
-
-    Args:
+        config: The model's. Its `masking` says what kind of mask.
+        size: Height and width of the image, multiples of the patch size.
+        mask_ratio: Share of the patches that are removed.
         key: What the mask follows from: the same numbers give the same mask.
-        paste: Whether visible patches are those of the image, or the model's prediction too.
+
+    Returns:
+        True for each removed patch, `(rows, columns)`.
 
     Raises:
         ValueError: if the mask keeps or removes no patch.
     """
+    rows, columns = (side // patch for side, patch in zip(size, to_pair(config.patch_size)))
+    seed = int.from_bytes(hash_key("reconstruct", *key)[:7], "big")
+    noise = torch.rand(1, rows * columns, generator=torch.Generator().manual_seed(seed))
+    num_visible = num_visible_patches(rows * columns, mask_ratio)
+    if not 0 < num_visible < rows * columns:
+        raise ValueError(f"a mask of {mask_ratio:.0%} keeps {num_visible} of {rows * columns} patches.")
+    _, mask, _ = mask_from_noise(noise, (rows, columns), num_visible, config.masking)
+    return mask[0].bool().unflatten(0, (rows, columns))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """
+    Pictures of an image, in [0, 1].
+
+    Args:
+        masked: With grey in place of removed patches, `(H, W, 3)`.
+        reconstruction: As the model predicts it, `(H, W, 3)`.
+        error: Mean absolute difference of the reconstruction from the image over the channels, `(H, W)`.
+    """
+
+    masked: np.ndarray
+    reconstruction: np.ndarray
+    error: np.ndarray
+
+
+@torch.no_grad()
+def reconstruct(model: MAEForPreTraining, image: Tensor, removed: Tensor, paste: bool = True) -> Reconstruction:
+    """
+    Predict the removed patches `(rows, columns)` of an image `(C, H, W)` in the range of 8 bits, whose sides are
+    multiples of the patch size. `paste` says whether visible patches are those of the image, or predictions too.
+    """
     config, device = model.config, next(model.parameters()).device
     pixel_values = normalize_images(image[None].to(device), config)
-    sides = zip(image.shape[1:], to_pair(config.patch_size))
-    num_patches = int(np.prod([side // patch for side, patch in sides]))
-    seed = int.from_bytes(hash_key("reconstruct", *key)[:7], "big")
-    noise = torch.rand(1, num_patches, generator=torch.Generator().manual_seed(seed)).to(device)
-    outputs = model.reconstruct(pixel_values, noise=noise, mask_ratio=mask_ratio, interpolate_pos_encoding=True)
+    mask = removed.flatten()[None].to(device)
+    outputs = model.reconstruct(pixel_values, bool_masked_pos=mask, interpolate_pos_encoding=True)
     patches = torch.ones_like(model.patchify(pixel_values)) * outputs.mask[..., None]
     is_removed = model.unpatchify(patches, tuple(image.shape[1:]))[0].bool()
     masked = torch.where(is_removed, _MASKED_GREY, denormalize(outputs.masked, config)[0])
     predicted = denormalize(outputs.pasted if paste else outputs.reconstruction, config)[0]
-    return Reconstruction(to_picture(masked), to_picture(predicted))
+    error = (predicted - denormalize(pixel_values, config)[0]).abs().mean(dim=0).float()
+    return Reconstruction(to_picture(masked), to_picture(predicted), error.cpu().numpy())
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import torch
 
 from mae.data.normalization import normalize_images
 from mae.evaluation.inspection import (
+    draw_mask,
     fit_to_patches,
     nearest,
     patch_features,
@@ -35,8 +36,10 @@ def test_images_keep_their_shape_and_get_the_pixels_of_the_model(size, expected)
 @pytest.mark.parametrize("paste", [True, False])
 def test_reconstruction_is_the_model_s(paste):
     model, image = tiny_model(norm_pix_loss=True), image_of(48, 24)
-    found = reconstruct(model, image, 0.5, (3, 4), paste)
-    again, other = reconstruct(model, image, 0.5, (3, 4), paste), reconstruct(model, image, 0.5, (3, 5), paste)
+    found, again, other = (
+        reconstruct(model, image, draw_mask(model.config, (48, 24), 0.5, key), paste)
+        for key in ((3, 4), (3, 4), (3, 5))
+    )
     assert np.array_equal(found.masked, again.masked) and not np.array_equal(found.masked, other.masked)
     assert found.masked.shape == found.reconstruction.shape == (48, 24, 3)
     # The mask as it is drawn, patch by patch.
@@ -54,12 +57,28 @@ def test_reconstruction_is_the_model_s(paste):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (model.config.image_mean, model.config.image_std))
     expected = (expected * std + mean).clamp(0, 1).permute(1, 2, 0)
     assert found.reconstruction == pytest.approx(expected.numpy(), abs=1e-5)
+    assert found.error == pytest.approx(np.abs(found.reconstruction - pixels).mean(axis=2), abs=1e-5)
+    assert (found.error.reshape(6, 8, 3, 8).swapaxes(1, 2).reshape(18, -1)[~removed].max() < 1e-5) == paste
 
 
 def test_larger_mask_removes_what_a_smaller_one_removes():
-    model, image = tiny_model(), image_of(48, 48)
-    small, large = (reconstruct(model, image, ratio, (0,)).masked == 0.5 for ratio in (0.5, 0.75))
-    assert (large | ~small).all() and large.sum() > small.sum()
+    small, large = (draw_mask(tiny_config(), (48, 48), ratio, (0,)) for ratio in (0.5, 0.75))
+    assert (large | ~small).all() and (small.sum(), large.sum()) == (18, 27)
+
+
+@pytest.mark.parametrize("masking", ["random", "block", "grid"])
+def test_mask_is_of_the_model_s_kind(masking):
+    """The mask that the model draws from the same noise, and for grid all but the first of 2 x 2 patches."""
+    removed = draw_mask(tiny_config(masking=masking), (32, 64), 0.75, (1, 2))
+    assert removed.shape == (4, 8) and removed.sum() == 24
+    if masking == "grid":
+        assert not removed[::2, ::2].any()
+
+
+def test_mask_that_keeps_nothing_is_refused():
+    assert draw_mask(tiny_config(), (32, 32), 0.01, (0,)).sum() == 1  # rounded as in the official code
+    with pytest.raises(ValueError, match="99%"):
+        draw_mask(tiny_config(), (32, 32), 0.99, (0,))
 
 
 def test_attention_is_the_share_of_each_patch_and_tokens_those_of_the_encoder():
