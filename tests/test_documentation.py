@@ -32,6 +32,7 @@ SCRIPTS = (
     "extract_features",
     "convert_checkpoint",
     "export_onnx",
+    "demo",
 )
 BANNED = (
     "wanted is|wanted are|is told|are told|goes on where|goes on from|of ours|of theirs|in the place of|anew|"
