@@ -37,10 +37,9 @@ PORT = Rule("must be a port, 1 to 65535", lambda port: 1 <= port <= 65535)
 class DemoArguments(Arguments):
     model: list[str] | None = flag(
         None,
-        "Models to choose from: directories, files, or models on the Hub. Default: the variable MAE_MODEL, or "
-        f"{DEFAULT_MODEL}.",
+        "Models to choose from: directories, files, or models on the Hub.",
         group=MODEL,
-        default_words=DEFAULT_MODEL,
+        default_words=f"the variable MAE_MODEL, or {DEFAULT_MODEL}",
         is_path=True,
         aliases=("--model_name_or_path",),
     )
