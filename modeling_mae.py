@@ -101,7 +101,8 @@ def _own_size_first(name_or_path, config, kwargs) -> tuple:
     """
     config, kwargs = copy.deepcopy(config), dict(kwargs)
     sizes = {name: kwargs.pop(name, getattr(config, name, None)) for name in ("image_size", "patch_size")}
-    own_config, requested = {}, None
+    own_config: dict[str, Any] = {}
+    requested = None
     if name_or_path is not None and any(sizes.values()):
         hub_kwargs = {**kwargs, "trust_remote_code": None}  # get_config_dict would warn about True
         try:
@@ -153,7 +154,8 @@ class MAEPreTrainedModel(PreTrainedModel):
     def post_init(self) -> None:
         super().post_init()
         # transformers adds what the encoder ignores. But surplus parameters of a model's own parts must be reported.
-        self._keys_to_ignore_on_load_unexpected = set(type(self)._keys_to_ignore_on_load_unexpected or ())
+        ignored = type(self)._keys_to_ignore_on_load_unexpected  # type: ignore[has-type]
+        self._keys_to_ignore_on_load_unexpected = set(ignored or ())
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         # transformers asks for None if the user requests no implementation.
@@ -289,8 +291,9 @@ class MAEPreTrainedModel(PreTrainedModel):
         repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
         card = create_and_tag_model_card(repo_id, tags, token=token)
         if not file_exists(repo_id, "README.md", revision=revision, token=token):
-            card.data.pipeline_tag = self._pipeline_tag
-            card.data.tags = list(dict.fromkeys([*(card.data.tags or []), "mae", "masked-autoencoder"]))
+            data: Any = card.data
+            data.pipeline_tag = self._pipeline_tag
+            data.tags = list(dict.fromkeys([*(data.tags or []), "mae", "masked-autoencoder"]))
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **save_kwargs)
             card.save(os.path.join(folder, "README.md"))
@@ -844,7 +847,7 @@ def make_image_processor(config: MAEConfig, segmentation: bool = False):
 
     height, width = to_pair(config.image_size)
     size = {"height": height, "width": width}
-    geometry = {"size": size}
+    geometry: dict[str, Any] = {"size": size}
     if height == width and not segmentation:
         shortest_edge = int(height / 0.875) if height <= 224 else height
         geometry = {"size": {"shortest_edge": shortest_edge}, "do_center_crop": True, "crop_size": size}

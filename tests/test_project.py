@@ -195,3 +195,18 @@ def test_every_module_and_script_has_its_tests():
     modules = {name for name in modules if not name.endswith("__init__.py")}
     tested = {name for name in modules if (ROOT / "tests" / Path(name).parent / f"test_{Path(name).name}").exists()}
     assert modules - tested == TESTED_ELSEWHERE.keys()
+
+
+@pytest.mark.slow
+def test_release_is_built_and_its_description_is_valid(tmp_path):
+    """As CONTRIBUTING says, of the files that git has: `python -m build`, then `twine check`."""
+    tree = tmp_path / "tree"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tree)], check=True)
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = str(tmp_path / "venv" / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "build", "twine"], check=True)
+    subprocess.run([python, "-m", "build", "--outdir", str(tmp_path / "dist"), str(tree)], check=True)
+    files = sorted(str(path) for path in (tmp_path / "dist").iterdir())
+    assert [Path(file).suffix for file in files] == [".whl", ".gz"]
+    done = subprocess.run([python, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout

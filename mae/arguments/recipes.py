@@ -130,7 +130,7 @@ class CommonRecipe(ModelArguments):
 
 def check_epochs(recipe: "CommonRecipe") -> None:
     """With --max_steps the number of epochs has no effect, and may be anything."""
-    epochs = recipe.num_train_epochs
+    epochs = recipe.num_train_epochs  # type: ignore[attr-defined]
     if recipe.max_steps <= 0 and epochs is not None and not epochs > 0:
         raise UserError(f"--num_train_epochs {epochs} must be positive.")
 

@@ -138,7 +138,7 @@ def _open_folder(data: DataArguments, name: str, bands: Bands) -> Source:
     size = getattr(data, "tile_size", None)
     if size is None:
         return open_folder(folder, flag, bands)
-    tiling = Tiling(size, data.tile_overlap, data.max_empty_share)
+    tiling = Tiling(size, data.tile_overlap, data.max_empty_share)  # type: ignore[attr-defined]
     files = open_folder(folder, flag, bands, set().union(*kinds_of_files(bands)))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "mae_tiles"
     return cut_source(files, tiling, bands, cache, f"{flag} {folder}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.arguments.data import DataArguments
+from mae.arguments.mixture import MixtureArguments
 from mae.data.mixture import MixtureSource, mixture_of
 from mae.data.sources import Source
 
@@ -27,7 +28,7 @@ def short_name(path: str) -> str:
     return Path(path).resolve().name if os.path.exists(path) else path
 
 
-def describe_shares(data: DataArguments) -> str:
+def describe_shares(data: MixtureArguments) -> str:
     """The data sets of a mixture and their weights, in words."""
     names = mixed_names(data)
     words = [f"{short_name(name).split('@')[0]} ({share:.1%})" for name, share in zip(names, data.shares(len(names)))]
@@ -46,7 +47,7 @@ def describe_parts(source: Source) -> list[dict[str, Any]]:
 
 
 def open_mixture(
-    data: DataArguments, open_one: Callable[[DataArguments], tuple[Source, Source | None]]
+    data: MixtureArguments, open_one: Callable[[DataArguments], tuple[Source, Source | None]]
 ) -> tuple[MixtureSource, Source | None]:
     """
     Open the data sets that flags mix.

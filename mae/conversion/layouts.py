@@ -170,7 +170,8 @@ def _parts(names: str | tuple[str, ...]) -> tuple[str, ...]:
 def to_native(tensors: dict[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
     """Translate tensors to native names; also returns the names that the layout does not know."""
     name_of = _full_names(tensors)
-    state, used = {}, set()
+    state: dict[str, Tensor] = {}
+    used: set[str] = set()
     for native, names in layout.table(name_of).items():
         parts = _parts(names)
         if all(part in name_of for part in parts):

@@ -170,7 +170,7 @@ class _Listing:
 
     def _list(self, top: str) -> list[str]:
         """Images of a folder and of its folders. Links are kept for later."""
-        paths = []
+        paths: list[str] = []
         for folder, subfolders, files in os.walk(top, onerror=lambda error: self.unreadable.append(error.filename)):
             real = os.path.realpath(folder)
             is_listed = real in self._folders

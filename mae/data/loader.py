@@ -127,6 +127,6 @@ def _end_workers(iterator: object) -> None:
     for worker in workers:
         worker.kill()  # they ignore the request to stop, and would be waited for without end
     if workers:
-        iterator._shutdown_workers()  # or the handler finds the failed worker when the iterator is collected
+        iterator._shutdown_workers()  # type: ignore[attr-defined]  # or the handler finds the failed worker when the iterator is collected
     if handler is not None:
         signal.signal(signal.SIGCHLD, handler)

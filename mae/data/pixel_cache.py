@@ -218,7 +218,7 @@ def _anonymous_file() -> int:
         return os.dup(file.fileno())
 
 
-def _restore(num_rows: int, max_bytes: int, reserve: int, file: DupFd) -> PixelCache:
+def _restore(num_rows: int, max_bytes: int, reserve: int, file: Any) -> PixelCache:
     return PixelCache(num_rows, max_bytes, reserve, file.detach())
 
 

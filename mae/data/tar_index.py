@@ -200,7 +200,8 @@ def _read_index(file: str, retry_minutes: float, advance: Callable[[float], obje
     """Read all headers of a tar. `advance` is called with shares of 1."""
     file_system, path = fsspec.core.url_to_fs(file)
     stream = RangeFile(file_system, path, retry_minutes)
-    names, places, labels, headers, done = [], [], {}, [], 0.0
+    names: list[str] = []
+    places, labels, headers, done = [], {}, [], 0.0
     try:
         # "r:" refuses compressed tars, whose members cannot be read one by one.
         tar = tarfile.open(fileobj=stream, mode="r:", errors="surrogateescape")  # type: ignore[call-overload]

@@ -122,7 +122,7 @@ class TileSource(View):
         self.sizes = sizes
         self.tiling = tiling
         self.kept = kept
-        counts = [len(cut(*size, tiling)) for size in sizes.tolist()]
+        counts = [len(cut(height, width, tiling)) for height, width in sizes.tolist()]
         self.num_left_out = 0 if kept is None else sum(counts) - sum(map(len, kept))
         self.group_sizes = counts if kept is None else [len(numbers) for numbers in kept]
         numbers = b"" if kept is None else b"|".join(rows.astype(np.int64).tobytes() for rows in kept)
@@ -130,7 +130,8 @@ class TileSource(View):
 
     def _tile(self, group: int, row: int) -> tuple[Tile, int] | None:
         """The tile of a row and its number in the image; None if it is the whole image."""
-        tiles = cut(*self.sizes[group].tolist(), self.tiling)
+        height, width = self.sizes[group].tolist()
+        tiles = cut(height, width, self.tiling)
         if len(tiles) == 1:
             return None
         number = row if self.kept is None else int(self.kept[group][row])
@@ -142,7 +143,7 @@ class TileSource(View):
             if tile is None:
                 yield from self.source.read(group, 0)
             else:
-                yield TileImage(self.source.paths[group], tile[0])
+                yield TileImage(self.source.paths[group], tile[0])  # type: ignore[attr-defined]
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         """The file, with the left and upper edge of a tile, and the number of the tile in the whole image."""
@@ -204,8 +205,8 @@ def _find_kept(source: ImageFileSource, sizes: np.ndarray, tiling: Tiling, bands
     """Numbers of the tiles of each image that are not empty. A tile that cannot be read is kept, and skipped later."""
     logger.info(f"Reading {len(source):,} images to find their empty tiles, once.")
     kept = []
-    for path, size in zip(source.paths, sizes.tolist()):
-        tiles = cut(*size, tiling)
+    for path, (height, width) in zip(source.paths, sizes.tolist()):
+        tiles = cut(height, width, tiling)
         kept.append(np.array([n for n, tile in enumerate(tiles) if not _is_empty(path, tile, tiling, bands)]))
         WholeScene.kept.clear()  # workers would inherit it
     return [numbers.astype(np.int64) for numbers in kept]

@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
-
-from modeling_mae import MAEPreTrainedModel
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,13 @@ class Evaluator(Protocol):
     random states.
     """
 
-    every_steps: int | None
-    every_epochs: float | None
+    @property
+    def every_steps(self) -> int | None: ...
 
-    def __call__(self, model: MAEPreTrainedModel, context: EvaluationContext) -> Evaluation | None:
+    @property
+    def every_epochs(self) -> float | None: ...
+
+    def __call__(self, model: Any, context: EvaluationContext) -> Evaluation | None:
         """
         Returns None if the run was asked to stop; the evaluation is then repeated when the run resumes. An evaluator
         that takes more than seconds calls `context.should_stop` now and then.

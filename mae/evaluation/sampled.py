@@ -72,7 +72,7 @@ class LabelledSample:
                 return None
             device = next(model.parameters()).device
             found += [outputs.outputs["features"].to(device), torch.from_numpy(labels.values[outputs.rows]).to(device)]
-        features = LabelledFeatures(*found, len(self.train[1].names))
+        features = LabelledFeatures(*found, len(self.train[1].names))  # type: ignore[call-arg]
         self._last = context.step, features
         return features
 

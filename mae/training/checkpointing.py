@@ -209,7 +209,7 @@ class Checkpointer:
             # Sharding changes a model's class, whose name and code would be saved instead of its own.
             model_class = next(base for base in type(model).__mro__ if not issubclass(base, FSDPModule))
             with torch.device("meta"):
-                model = model_class(model.config)
+                model = model_class(model.config)  # type: ignore[call-arg]
 
         def write() -> None:
             with self._explain(path, unfinished):

@@ -42,4 +42,4 @@ class BatchFeed:
     def close(self) -> None:
         """End workers and reading threads."""
         if self._batches is not None:
-            self._batches.close()
+            self._batches.close()  # type: ignore[attr-defined]

@@ -136,7 +136,7 @@ class GuardedStep:
         too_many = self._num_nonfinite > self.max_nonfinite_steps
         self._fatal_step += step * (too_many & (self._fatal_step == 0))
         # As a scaler's step does, but also after too many skipped steps.
-        self.optimizer.found_inf = (left_out | too_many).float()
+        self.optimizer.found_inf = (left_out | too_many).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.scaler is not None:

@@ -25,7 +25,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     """Turn nested dictionaries into one with dotted names."""
     if not isinstance(value, dict):
         return {prefix: value}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, item in value.items():
         flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
     return flat
