@@ -56,7 +56,9 @@ class CostEstimate:
         rest = (self.num_steps - step) * seconds / measured
         if rest < 1:
             return None
-        line = f"{measured * self.batch_size / seconds:.3g} images/s: about {format_time(rest)} to the end"
+        rate = measured * self.batch_size / seconds
+        line = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        line += f" images/s: about {format_time(rest)} to the end"
         line += f", {format_bytes(self._memory())} of memory so far{' on each device' if self.on_gpu else ''}."
         return line + (self._advice() if rest > _TOO_LONG else "")
 

@@ -28,6 +28,11 @@ def test_ten_steps_after_the_first_are_measured():
     assert step == 11 and line.startswith("12 images/s: about 11 minutes to the end, ") and "memory so far." in line
 
 
+def test_large_rates_are_whole_numbers():
+    _, line = told(5000, 0.5, batch_size=1000)
+    assert line.startswith("2,000 images/s: about 42 minutes to the end")
+
+
 def test_slow_steps_are_measured_for_twenty_seconds():
     step, line = told(5000, 15)
     assert step == 3 and line.startswith("0.533 images/s: about 21 hours to the end")
