@@ -69,8 +69,6 @@ class MethodArguments(Arguments):
 def main() -> None:
     flags, options = parse_arguments(DenseFeatureArguments, MethodArguments, description=__doc__)
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
-    from tqdm import tqdm
-
     from mae.cli.model import load_encoder
     from mae.cli.segmentation import open_masked_splits
     from mae.data.bands import bands_of
@@ -80,6 +78,7 @@ def main() -> None:
     from mae.evaluation.segmentation import SegmentationEvaluator
     from mae.training.accelerator import make_accelerator
     from mae.utils.files import write_json
+    from mae.utils.progress import ProgressBar
 
     accelerator = make_accelerator(flags)
     encoder, report = load_encoder(flags, accelerator)
@@ -94,10 +93,10 @@ def main() -> None:
         logger.info(note)
     reading = {"batch_size": flags.batch_size, "num_workers": num_workers, "retry_minutes": minutes}
 
-    def progress(what: str, count: int) -> tqdm:
-        return tqdm(total=count, desc=what, unit="image", disable=not accelerator.is_main_process)
+    def progress(what: str, count: int) -> ProgressBar:
+        return ProgressBar(total=count, desc=what, unit="image")
 
-    def tick(bar: tqdm) -> bool:
+    def tick(bar: ProgressBar) -> bool:
         """Called before each image of this rank."""
         bar.update(accelerator.num_processes)
         return False

@@ -63,7 +63,6 @@ def main() -> None:
     # Imported after parsing, so that --help and a mistake on the command line need not wait for them.
     import torch
     from PIL import Image
-    from tqdm import tqdm
 
     from mae.cli.segmentation import find_images, load_segmenter, read_colours
     from mae.data.bands import bands_of
@@ -72,6 +71,7 @@ def main() -> None:
     from mae.training.accelerator import make_accelerator
     from mae.utils.errors import DataError
     from mae.utils.files import write_table
+    from mae.utils.progress import ProgressBar
 
     accelerator = make_accelerator(arguments)
     model, report = load_segmenter(arguments.model, arguments.model_revision, arguments.data_retry_minutes)
@@ -103,7 +103,7 @@ def main() -> None:
         logger.info(f"{len(own) - len(left):,} masks are in {output} already. --overwrite makes them again.")
     skipped = []
     with torch.no_grad(), accelerator.autocast():
-        for name, path in tqdm(left.items(), unit="image", disable=not accelerator.is_main_process):
+        for name, path in ProgressBar(left.items(), unit="image"):
             try:
                 segmenter(name, path)
             except DecodingError as error:

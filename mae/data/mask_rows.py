@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from datasets import Image
-from tqdm import tqdm
 
 from mae.data.cells import ARRAY_FEATURES
 from mae.data.decoding import DecodingError, EncodedImage
@@ -18,9 +17,10 @@ from mae.data.folders import IMAGE_EXTENSIONS, open_folder
 from mae.data.masks import ClassTable, MaskCoding, RawMask, check_array, make_coding, read_mask, show_value
 from mae.data.opening import find_image_column
 from mae.data.sources import ImageFileSource, Source
-from mae.utils.distributed import count_cores, is_main_process
+from mae.utils.distributed import count_cores
 from mae.utils.errors import UserError
 from mae.utils.hashing import hash_key
+from mae.utils.progress import ProgressBar
 from mae.utils.text import listed
 
 
@@ -240,9 +240,9 @@ def scan_masks(masks: Masks, source: Source, what: str) -> MaskStatistics:
             return row, None, str(error), None
         return row, mask, None, _size_of(image)
 
-    shown = {"desc": f"reading masks, {what}", "unit": "mask", "disable": not is_main_process(), "leave": False}
+    shown = {"desc": f"reading masks, {what}", "unit": "mask", "leave": False}
     wrong_sizes = []
-    with tqdm(total=len(masks), **shown) as bar, ThreadPoolExecutor(max(count_cores(), 1)) as pool:
+    with ProgressBar(total=len(masks), **shown) as bar, ThreadPoolExecutor(max(count_cores(), 1)) as pool:
         rows = range(len(masks))
         for chunk in _chunks(rows, 64):
             images = [next(sizes, None) for _ in chunk]

@@ -20,13 +20,12 @@ import fsspec
 import numpy as np
 from filelock import FileLock
 from fsspec import AbstractFileSystem
-from tqdm import tqdm
 
 from mae.data.sources import REMOTE_READERS
-from mae.utils.distributed import is_main_process
 from mae.utils.errors import UserError
 from mae.utils.files import atomic_write
 from mae.utils.hashing import hash_key
+from mae.utils.progress import ProgressBar
 from mae.utils.retries import Retry, explain
 
 
@@ -69,13 +68,12 @@ def read_indexes(files: list[str], retry_minutes: float = 0) -> list[TarIndex]:
     Raises:
         UserError: if a file is no tar, or is truncated.
     """
-    progress = tqdm(
+    progress = ProgressBar(
         total=len(files),
         desc="Indexing tars",
         bar_format="{l_bar}{bar}| [{elapsed}<{remaining}]",
         delay=2,
         leave=False,
-        disable=not is_main_process(),
     )
     pool = ThreadPoolExecutor(REMOTE_READERS)
     with progress:

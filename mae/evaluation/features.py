@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
 
 from mae.data.loader import choose_num_workers
 from mae.data.sources import Source
 from mae.evaluation.inference import EvaluationBatches, Outputs, map_images
 from mae.utils.errors import DataError
+from mae.utils.progress import ProgressBar
 from modeling_mae import MAEModel
 
 
@@ -94,11 +94,10 @@ def compute_features(
     encoder.eval()
     try:
         with (
-            tqdm(
+            ProgressBar(
                 total=images.num_images,
                 desc=f"features, {what}",
                 unit="image",
-                disable=not accelerator.is_main_process,
             ) as bar,
             accelerator.autocast(),
         ):

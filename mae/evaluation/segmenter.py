@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from mae.data.bands import bands_of
 from mae.data.decoding import EncodedImage
 from mae.data.normalization import model_inputs
 from mae.evaluation.overlays import make_palette, overlay, save_mask, to_picture
 from mae.utils.files import atomic_write
+from mae.utils.progress import ProgressBar
 from modeling_mae import MAEForSemanticSegmentation
 
 
@@ -63,7 +63,7 @@ class Segmenter:
         pixels = EncodedImage(path, bands_of(self.model.config)).decode()
         image = model_inputs(pixels, self.model.config)
         classes = np.empty(image.shape[1:], dtype=np.uint8)
-        with tqdm(total=len(classes), desc=Path(path).name, unit="row", leave=False, delay=2) as bar:
+        with ProgressBar(total=len(classes), desc=Path(path).name, unit="row", leave=False, delay=2) as bar:
             for top, scores in self.model.score_bands(image, self.overlap, self.batch_size):
                 classes[top : top + scores.shape[1]] = scores.argmax(dim=0).cpu().numpy()
                 bar.update(scores.shape[1])

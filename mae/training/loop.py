@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from mae.data.batch import Batch, samples_digest
 from mae.data.loader import is_worker_failure, worker_failure
@@ -26,6 +25,7 @@ from mae.training.skipped import SkippedImages
 from mae.training.tracking import start_trackers, track
 from mae.utils.distributed import on_main_process
 from mae.utils.errors import Interrupted, RunError, first_line
+from mae.utils.progress import ProgressBar
 from mae.utils.text import listed
 
 
@@ -281,11 +281,10 @@ class TrainingLoop:
         peak = peak_flops(accelerator.device, accelerator.mixed_precision, self.arguments.tf32)
         return None if peak is None else peak * accelerator.num_processes
 
-    def progress_bar(self, first: int) -> tqdm:
-        return tqdm(
+    def progress_bar(self, first: int) -> ProgressBar:
+        return ProgressBar(
             total=self.schedule.num_steps,
             initial=first,
             desc=self.task.name,
             unit="step",
-            disable=not self.accelerator.is_main_process,
         )
