@@ -147,7 +147,7 @@ STUDIES = {
     "pretraining": Study(_DEFAULT, baselines=("scratch", "scratch_long", "random")),
     "mask_ratio": Study(_DEFAULT | {f"mask ratio {ratio}": {"mask_ratio": ratio} for ratio in (0.25, 0.5, 0.9)}),
     "target": Study(_DEFAULT | {"raw pixels": {"norm_pix_loss": False}}),
-    "masking": Study(_DEFAULT | {name: {"masking": name} for name in ("block", "grid")}),
+    "masking": Study(_DEFAULT | {name: {"config_overrides": {"masking": name}} for name in ("block", "grid")}),
     "decoder": Study(_DEFAULT | _decoders((32, 1), (128, 1), (64, 4))),
     "efficient_decoder": Study(
         _DEFAULT
