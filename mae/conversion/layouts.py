@@ -94,8 +94,11 @@ OFFICIAL = Layout(
 # Parts of feature maps and segmentation, which only this package saves.
 DENSE_PARTS = ("pyramid.", "decode_head.", "auxiliary_head.")
 NATIVE = Layout(
-    *({name: name for name in names} for names in vars(OFFICIAL).values() if isinstance(names, dict)), same=DENSE_PARTS
+    *({name: name for name in names} for names in vars(OFFICIAL).values() if isinstance(names, dict)),
+    same=(*DENSE_PARTS, "decoder.features."),
 )
+# The cross-attention decoder, which only this package saves.
+NATIVE.block.update({name: name for name in ("attn.q", "attn.kv")})
 # The batch norm of a linear probe, which only this package saves.
 _BATCH_NORM = [f"head_norm.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")]
 NATIVE.parameters.update(zip(_BATCH_NORM, _BATCH_NORM))

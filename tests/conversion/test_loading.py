@@ -13,7 +13,14 @@ from mae.conversion.loading import load_checkpoint, make_plan
 from mae.conversion.saving import full_state_dict, save_checkpoint
 from mae.conversion.weights import Weights, read_weights
 from mae.utils.errors import UserError
-from modeling_mae import MAEForImageClassification, MAEForPreTraining, MAEModel, sincos_positions
+from modeling_mae import (
+    MAEBackbone,
+    MAEForImageClassification,
+    MAEForPreTraining,
+    MAEForSemanticSegmentation,
+    MAEModel,
+    sincos_positions,
+)
 from tests.support.checkpoints import (
     MODEL_KINDS,
     RELEASED_SHAPES,
@@ -26,6 +33,7 @@ from tests.support.checkpoints import (
     meta_tensors,
     write_official_checkpoint,
 )
+from tests.support.models import CROSS, tiny_model
 
 
 PARTS = {
@@ -285,3 +293,21 @@ def test_directory_loads_as_with_from_pretrained(kind, tmp_path):
     make_model_of_kind(kind).save_pretrained(tmp_path)
     assert_same_state(load_checkpoint(tmp_path)[0], MODEL_KINDS[kind][0].from_pretrained(tmp_path))
     assert read_weights(tmp_path / "model.safetensors").config is not None
+
+
+@pytest.mark.parametrize("fields", [{}, CROSS, {"decoder_num_hidden_layers": 1}], ids=["plain", "weighted", "1 block"])
+def test_cross_attention_decoder_is_read_and_left_out_of_other_classes(fields, tmp_path):
+    model = tiny_model(MAEForPreTraining, **(fields | {"decoder_type": "cross_attention"}))
+    model.save_pretrained(tmp_path)
+    loaded, report = load_checkpoint(tmp_path)
+    assert_same_state(loaded, model)
+    assert loaded.config.decoder_type == "cross_attention" and not report.new
+    # A file without a configuration tells the decoder by its tensors.
+    save_file(full_state_dict(model), tmp_path / "alone.safetensors")
+    heads = {"num_attention_heads": 4, "decoder_num_attention_heads": 2, "prediction_ratio": 0.25, "image_size": 32}
+    assert_same_state(load_checkpoint(tmp_path / "alone.safetensors", **heads)[0], model)
+    for cls in (MAEModel, MAEForImageClassification, MAEForSemanticSegmentation, MAEBackbone):
+        other, _ = load_checkpoint(tmp_path, cls)
+        encoder = other if cls in (MAEModel, MAEBackbone) else other.mae
+        encoder = encoder.mae if hasattr(encoder, "mae") else encoder
+        assert torch.equal(encoder.blocks[1].mlp.fc2.weight, model.mae.blocks[1].mlp.fc2.weight)
