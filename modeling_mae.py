@@ -16,6 +16,7 @@ Parameter names follow the official code and timm, so encoder checkpoints from b
 import copy
 import math
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -141,7 +142,7 @@ class MAEPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
     _pipeline_tag = "image-feature-extraction"
-    # For PEFT's LoraConfig(target_modules=...): the linear layers of the encoder's blocks, and none of the decoder's.
+    # For PEFT: the linear layers of the encoder's blocks, and none of the decoder's.
     lora_target_modules = r"(mae\.)?blocks\.\d+\.(attn\.(qkv|proj)|mlp\.(fc1|fc2))"
     # Whether position tables are trained. Pre-training keeps them fixed (Section 3, "sine-cosine").
     _positions_trainable = False
@@ -150,6 +151,9 @@ class MAEPreTrainedModel(PreTrainedModel):
         # `from_pretrained` overrides fields by assignment, which checks each field alone.
         config.validate()
         super().__init__(config, *args, **kwargs)
+        if (peft := sys.modules.get("peft.utils.constants")) is not None:  # PEFT asks a table, and not the model
+            table = peft.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+            table.setdefault(config.model_type, self.lora_target_modules)
 
     def post_init(self) -> None:
         super().post_init()

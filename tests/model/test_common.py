@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, TorchAoConfig
 
 from modeling_mae import (
     MAEBackbone,
@@ -131,3 +131,17 @@ def test_flex_attention_gives_the_same_outputs(cls):
     reference.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert_same_outputs(model, reference(**inputs), 1e-5, **inputs)
+
+
+@pytest.mark.slow
+def test_int8_weights_keep_the_features(tmp_path):
+    """By torchao, which is in no extra."""
+    torchao = pytest.importorskip("torchao.quantization")
+    model = tiny_model(MAEModel)
+    model.save_pretrained(tmp_path)
+    quantization = TorchAoConfig(torchao.Int8WeightOnlyConfig())
+    quantized = MAEModel.from_pretrained(tmp_path, quantization_config=quantization)
+    assert type(quantized.blocks[0].attn.qkv.weight) is not torch.nn.Parameter
+    with torch.no_grad():
+        expected, actual = (each(make_images()).last_hidden_state for each in (model, quantized))
+    assert 0 < (actual - expected).abs().max() < 0.02 * expected.abs().max()
