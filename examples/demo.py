@@ -162,7 +162,7 @@ def main() -> None:
     try:
         import gradio as gr
     except ImportError:
-        raise UserError("The page needs Gradio. Install it with `pip install 'mae[demo]'`.") from None
+        raise UserError("The page needs Gradio. Install it with `pip install gradio`.") from None
 
     from accelerate import PartialState
 

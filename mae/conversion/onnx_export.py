@@ -59,7 +59,9 @@ def check_installed() -> None:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(f"The export needs {error.name}. Install it with `pip install 'mae[onnx]'`.") from None
+        raise UserError(
+            f"The export needs {error.name}. Install it with `pip install onnx onnxruntime onnxscript`."
+        ) from None
 
 
 def export_onnx(model: MAEPreTrainedModel, path: Path, any_size: bool = False, uint8: bool = False) -> None:
