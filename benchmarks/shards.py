@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     import numpy as np
     from huggingface_hub.utils import disable_progress_bars
 
+    from mae.data import tar_index
     from mae.utils.progress import ProgressBar
-from mae.data import tar_index
     from tests.support.data import write_tar
 
     disable_progress_bars()
@@ -57,7 +57,6 @@ from mae.data import tar_index
                 continue
             HUB.requests.clear()
             empty = patch.object(datasets.config, "HF_DATASETS_CACHE", Path(FOLDER.name) / f"{delay}-{number}")
-            # No main process draws no progress bar.
             with empty, patch.multiple(tar_index, ProgressBar=partial(ProgressBar, disable=True), **values):
                 started = time.perf_counter()
                 (index,) = tar_index.read_indexes([file])
