@@ -6,7 +6,7 @@ In the docstrings B is the batch size, H and W the image size in pixels, h and w
 in a row, L = h * w, and D the encoder width.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -130,6 +130,10 @@ def window_weights(window: tuple[int, int], device: torch.device) -> Tensor:
 
 class SegmentationMixin:
     """Loss, and segmentation of images of any size in overlapping windows of `config.image_size`."""
+
+    # Of the model that it is mixed into.
+    config: MAEConfig
+    get_input_embeddings: Callable[[], nn.Module]
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Loss of scores `(B, num_labels, H, W)` for `labels`, see `forward`."""
