@@ -22,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,16 @@ def execute(run: Run, data: Path, folder: Path, environment: Mapping[str, str]) 
     return {"run": run.name, **run.facts, **scores_of(output_dir), **seconds}
 
 
+def starts_of(runs: Mapping[str, Run], done: Container[str]) -> set[str]:
+    """Names of the runs whose models the runs that are left start from."""
+    starts: set[str] = set()
+    for run in reversed(runs.values()):  # each comes after the one that it starts from
+        is_left = run.script is not None and run.name not in done
+        if run.start is not None and (is_left or run.name in starts):
+            starts.add(run.start)
+    return starts
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of the datasets")
@@ -119,13 +129,16 @@ def main(argv: list[str] | None = None) -> None:
         for study in arguments.studies
         for run in runs_of(study, dataset, [seed], arguments.labels)
     }
+    starts = starts_of(runs, done)
     for run in runs.values():
+        # Results may come from another machine, without the models.
+        is_missing = run.name in starts and not (folder / run.name).exists()
         if arguments.list:
             print("done" if run.name in done else "    ", run.name)
         elif run.script is None:
-            if run.start in done and not (folder / run.name).exists():
+            if is_missing:
                 save_random_model(folder / run.start, folder / run.name, run.flags["seed"])
-        elif run.name not in done:
+        elif run.name not in done or is_missing:
             line = execute(run, arguments.data.resolve(), folder, environment)
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")

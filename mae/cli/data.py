@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from mae.arguments.classification import ProtocolArguments
 from mae.arguments.data import DataArguments
 from mae.arguments.model import FeatureArguments
+from mae.arguments.tiles import TileArguments
 from mae.cli.mixture import describe_shares, mixed_names, open_mixture, short_name
 from mae.data.bands import Bands
 from mae.data.folders import kinds_of_files, open_folder
@@ -135,10 +136,9 @@ def _open_one(data: DataArguments, bands: Bands, retry_minutes: float) -> tuple[
 def _open_folder(data: DataArguments, name: str, bands: Bands) -> Source:
     """The image files of the folder that a flag names, cut into tiles if flags ask for it."""
     folder, flag = getattr(data, name), f"--{name}"
-    size = getattr(data, "tile_size", None)
-    if size is None:
+    if not isinstance(data, TileArguments) or data.tile_size is None:
         return open_folder(folder, flag, bands)
-    tiling = Tiling(size, data.tile_overlap, data.max_empty_share)  # type: ignore[attr-defined]
+    tiling = Tiling(data.tile_size, data.tile_overlap, data.max_empty_share)
     files = open_folder(folder, flag, bands, set().union(*kinds_of_files(bands)))
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "mae_tiles"
     return cut_source(files, tiling, bands, cache, f"{flag} {folder}")

@@ -150,9 +150,8 @@ class Demo:
             raise UserError(
                 f"This file cannot be read as an image with {config.num_channels} channels: {error}."
             ) from None
-        # Even numbers of patches, so that every kind of mask fits.
-        config.masking = "grid"
-        return OpenImage(fit_to_patches(pixels, config), to_pair(config.patch_size))
+        # The grid needs even numbers of patches, and every other mask fits them.
+        return OpenImage(fit_to_patches(pixels, config, "grid"), to_pair(config.patch_size))
 
     def show(
         self, name: str, image: OpenImage, masking: str, mask_ratio: float, seed: int, paint: np.ndarray | None = None
@@ -177,10 +176,9 @@ class Demo:
                 what = "no patch" if not removed.any() else "all patches"
                 raise UserError(f"The paint covers {what}. Paint some of the image, and leave some of it.")
         else:
-            model.config.masking = masking
             ratio = 0.75 if masking == "grid" else mask_ratio
             try:
-                removed = draw_mask(model.config, image.pixels.shape[1:], ratio, (int(seed),))
+                removed = draw_mask(model.config, image.pixels.shape[1:], ratio, (int(seed),), masking)
             except ValueError as error:
                 raise UserError(f"The mask cannot be drawn: {error}") from None
         found = reconstruct(model, image.pixels, removed)
@@ -232,12 +230,12 @@ def save_examples(name: str | None, count: int, demo: Demo, folder: Path) -> Exa
     config = MAEConfig() if problem else demo.load(demo.names[0]).config
     source, found = open_images(None if name is None else [name], config, 0), Examples([], [])
     for row, data in rows_of_some_groups(source, 2 * count, 0, 0):
-        path = folder / f"{row}.image"
-        path.write_bytes(Path(data).read_bytes() if isinstance(data, str) else data)
         try:
             pixels = torch.as_tensor(decode_image(data, bands_of(config)))
         except DecodingError:
             continue
+        path = folder / f"{row}.image"
+        path.write_bytes(Path(data).read_bytes() if isinstance(data, str) else data)
         found.files.append(str(path))
         found.thumbnails.append((to_picture(pixels.nan_to_num(0) / 255).clip(0, 1) * 255).astype(np.uint8))
         if len(found.files) == count:

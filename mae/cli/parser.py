@@ -219,9 +219,7 @@ def _drop_replaced(recipe: dict[str, Any], given: dict[str, Any]) -> dict[str, A
         if flag in given:
             recipe = {name: value for name, value in recipe.items() if name == flag or name not in replaced}
     if "model_size" in given and recipe.get("config_overrides"):
-        kept = without_sizes(recipe["config_overrides"])
-        recipe = {name: value for name, value in recipe.items() if name != "config_overrides"}
-        recipe |= {"config_overrides": kept} if kept else {}
+        recipe = recipe | {"config_overrides": without_sizes(recipe["config_overrides"])}
     named = {name: _words(recipe[name]) for name in ("dataset_name", "train_dir") if name in recipe}
     others = {name: _words(given[name]) for name in ("dataset_name", "train_dir") if name in given}
     if named and others and named != others:

@@ -117,6 +117,8 @@ class TileSource(View):
         tiling: How images are cut.
     """
 
+    source: ImageFileSource
+
     def __init__(self, source: ImageFileSource, sizes: np.ndarray, kept: list[np.ndarray] | None, tiling: Tiling):
         super().__init__(source)
         self.sizes = sizes
@@ -143,7 +145,7 @@ class TileSource(View):
             if tile is None:
                 yield from self.source.read(group, 0)
             else:
-                yield TileImage(self.source.paths[group], tile[0])  # type: ignore[attr-defined]
+                yield TileImage(self.source.paths[group], tile[0])
 
     def origin(self, group: int, row: int) -> tuple[str, int]:
         """The file, with the left and upper edge of a tile, and the number of the tile in the whole image."""

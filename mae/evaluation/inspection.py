@@ -21,14 +21,14 @@ _MASKED_GREY = 0.5
 _PERCENTILES = 1, 99
 
 
-def fit_to_patches(image: Tensor, config: MAEConfig) -> Tensor:
+def fit_to_patches(image: Tensor, config: MAEConfig, masking: str | None = None) -> Tensor:
     """
     Resize an image `(C, H, W)` in the range of 8 bits to as many pixels as the model's images have, in its own shape.
-    Sides are multiples of the patch size, and of two patches for masks of a grid.
+    Sides are multiples of the patch size, and of two patches for masks of a grid. `masking` is the model's by default.
     """
     (height, width), (own_height, own_width) = to_pair(config.image_size), image.shape[1:]
     scale = (height * width / (own_height * own_width)) ** 0.5
-    steps = [side * (2 if config.masking == "grid" else 1) for side in to_pair(config.patch_size)]
+    steps = [side * (2 if (masking or config.masking) == "grid" else 1) for side in to_pair(config.patch_size)]
     size = [max(round(side * scale / step), 1) * step for side, step in zip((own_height, own_width), steps)]
     if size == [own_height, own_width]:
         return image
@@ -42,15 +42,18 @@ def to_picture(pixels: Tensor) -> np.ndarray:
     return pixels.permute(1, 2, 0).float().cpu().numpy()
 
 
-def draw_mask(config: MAEConfig, size: Sequence[int], mask_ratio: float, key: Sequence[int]) -> Tensor:
+def draw_mask(
+    config: MAEConfig, size: Sequence[int], mask_ratio: float, key: Sequence[int], masking: str | None = None
+) -> Tensor:
     """
     Draw the patches to remove from an image.
 
     Args:
-        config: The model's. Its `masking` says what kind of mask.
+        config: The model's.
         size: Height and width of the image, multiples of the patch size.
         mask_ratio: Share of the patches that are removed.
         key: What the mask follows from: the same numbers give the same mask.
+        masking: Kind of the mask: random, block or grid. None is the model's.
 
     Returns:
         True for each removed patch, `(rows, columns)`.
@@ -64,7 +67,7 @@ def draw_mask(config: MAEConfig, size: Sequence[int], mask_ratio: float, key: Se
     num_visible = num_visible_patches(rows * columns, mask_ratio)
     if not 0 < num_visible < rows * columns:
         raise ValueError(f"a mask of {mask_ratio:.0%} keeps {num_visible} of {rows * columns} patches.")
-    _, mask, _ = mask_from_noise(noise, (rows, columns), num_visible, config.masking)
+    _, mask, _ = mask_from_noise(noise, (rows, columns), num_visible, masking or config.masking)
     return mask[0].bool().unflatten(0, (rows, columns))
 
 

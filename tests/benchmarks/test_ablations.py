@@ -1,6 +1,7 @@
 """The driver of ablations, on runs of two steps."""
 
 import json
+import shutil
 
 import pytest
 
@@ -53,5 +54,13 @@ def test_runs_are_done_once_and_random_weights_are_random(tmp_path, monkeypatch,
     capsys.readouterr()
     ablations.main(flags)
     assert (tmp_path / "results.jsonl").read_text() == results and not capsys.readouterr().out
+    # A model that is missing is made again if, and only if, a run that is left starts from it.
+    shutil.rmtree(tmp_path / "emoji")
+    ablations.main(flags)
+    assert not (tmp_path / "emoji").exists()
+    (tmp_path / "results.jsonl").write_text(results[: results.rindex("\n", 0, -1) + 1])
+    ablations.main(flags)
+    again = [json.loads(line)["protocol"] for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert again == ["pretraining", "linear", "pretraining", "random"]
     ablations.main([*flags, "--report"])
     assert "| none | random | " in capsys.readouterr().out
