@@ -16,7 +16,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae.arguments.flags import HEIGHT_AND_WIDTH, MODEL, REQUIRED, Arguments, flag
+from mae.arguments.flags import HEIGHT_AND_WIDTH, MODEL, REQUIRED, flag
+from mae.arguments.model import InferenceArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
 from mae.utils.errors import UserError
@@ -25,19 +26,9 @@ from mae.utils.errors import UserError
 logger = logging.getLogger("mae.examples")
 
 
-@dataclass
-class ExportArguments(Arguments):
-    model: str = flag(
-        REQUIRED,
-        "Encoder, classifier or segmenter: a file, a directory or a model on the Hub.",
-        group=MODEL,
-        is_path=True,
-        aliases=("--model_name_or_path",),
-    )
+@dataclass(kw_only=True)
+class ExportArguments(InferenceArguments):
     output: str = flag(REQUIRED, "File to write, .onnx. It must not exist.", group=MODEL, is_path=True)
-    model_revision: str | None = flag(
-        None, "Branch, tag or commit of a model on the Hub.", group=MODEL, default_words="main"
-    )
     image_size: list[int] | None = flag(
         None,
         "Image size in pixels: one side, or height and width. Positions are resampled.",

@@ -15,7 +15,8 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from mae.arguments.flags import AT_LEAST_1, DATA, EVALUATION, HARDWARE, MODEL, REQUIRED, Rule, flag, one_of
+from mae.arguments.flags import AT_LEAST_1, DATA, EVALUATION, HARDWARE, MODEL, Rule, flag, one_of
+from mae.arguments.model import InferenceArguments
 from mae.arguments.run import HardwareArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
@@ -28,17 +29,7 @@ NUM_NEIGHBOURS = 6
 
 
 @dataclass(kw_only=True)
-class ReconstructArguments(HardwareArguments):
-    model: str = flag(
-        REQUIRED,
-        "Model: a directory, a file, or a model on the Hub.",
-        group=MODEL,
-        is_path=True,
-        aliases=("--model_name_or_path",),
-    )
-    model_revision: str | None = flag(
-        None, "Branch, tag or commit of a model on the Hub.", group=MODEL, default_words="main"
-    )
+class ReconstructArguments(InferenceArguments, HardwareArguments):
     allow_pickle: bool = flag(
         False, "Read a pickle from the Hub, with weights_only, if there are no safetensors.", group=MODEL
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mae.arguments.flags import AT_LEAST_1, BELOW_1, DATA, EVALUATION, HARDWARE, MODEL, REQUIRED, flag
+from mae.arguments.model import InferenceArguments
 from mae.arguments.run import HardwareArguments
 from mae.cli.parser import parse_arguments
 from mae.cli.script import run_script
@@ -26,19 +27,9 @@ logger = logging.getLogger("mae.examples")
 
 
 @dataclass(kw_only=True)
-class SegmentArguments(HardwareArguments):
-    model: str = flag(
-        REQUIRED,
-        "Segmenter: a directory or a model on the Hub.",
-        group=MODEL,
-        is_path=True,
-        aliases=("--model_name_or_path",),
-    )
+class SegmentArguments(InferenceArguments, HardwareArguments):
     images: str = flag(REQUIRED, "Image file, or folder of images at any depth.", group=DATA, is_path=True)
     output: str = flag("outputs/segment", "Folder for the masks.", group=DATA, is_path=True)
-    model_revision: str | None = flag(
-        None, "Branch, tag or commit of a model on the Hub.", group=MODEL, default_words="main"
-    )
     id2label: str | None = flag(
         None,
         "JSON file with the colors of the classes, as for training.",

@@ -1,6 +1,7 @@
 """Small real data for the tests: the embedded emoji, and folders and parquet files made from it."""
 
 import io
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -154,3 +155,16 @@ def labelled_flags(labelled, small_checkpoint) -> list:
     from tests.support.classification import SHORT
 
     return ["--dataset_name", labelled, "--model_name_or_path", small_checkpoint, *SHORT]
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium, driven by playwright."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium")
+    assert chromium, "Install Debian's package chromium."
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -1,6 +1,7 @@
 """The project as a whole: direction of the arrows, what a wheel holds, what README promises."""
 
 import ast
+import configparser
 import re
 import shutil
 import subprocess
@@ -210,3 +211,10 @@ def test_release_is_built_and_its_description_is_valid(tmp_path):
     assert [Path(file).suffix for file in files] == [".whl", ".gz"]
     done = subprocess.run([python, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.count("PASSED") == 2, done.stdout
+
+
+def test_space_needs_what_the_package_and_its_page_need():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["demo"]
+    assert (ROOT / "examples" / "space" / "requirements.txt").read_text().split() == needed.split()

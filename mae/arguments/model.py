@@ -6,7 +6,18 @@ from typing import Any
 
 from mae.arguments.bands import BandArguments
 from mae.arguments.data import DataArguments
-from mae.arguments.flags import AT_LEAST_1, DATA, EVALUATION, HARDWARE, HEIGHT_AND_WIDTH, MODEL, flag, one_of
+from mae.arguments.flags import (
+    AT_LEAST_1,
+    DATA,
+    EVALUATION,
+    HARDWARE,
+    HEIGHT_AND_WIDTH,
+    MODEL,
+    REQUIRED,
+    Arguments,
+    flag,
+    one_of,
+)
 from mae.arguments.run import HardwareArguments
 from mae.utils.errors import UserError
 
@@ -44,6 +55,19 @@ class CheckpointArguments(DataArguments):
         super().check()
         if self.model_revision is not None and self.model_name_or_path is None:
             raise UserError("--model_revision needs --model_name_or_path.")
+
+
+@dataclass(kw_only=True)
+class InferenceArguments(Arguments):
+    """The model of a script that trains nothing and reads no dataset."""
+
+    model: str = _model(
+        REQUIRED,
+        "Model: a directory, a file, or a model on the Hub.",
+        is_path=True,
+        aliases=("--model_name_or_path",),
+    )
+    model_revision: str | None = _model(None, "Branch, tag or commit of a model on the Hub.", default_words="main")
 
 
 @dataclass

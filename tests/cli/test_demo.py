@@ -34,6 +34,9 @@ def test_image_keeps_its_shape_and_fits_every_mask(demo, photo):
         found = demo.show(demo.names[0], image, masking, 0.75, 0)
         assert "9 of 12 patches" in found.note
         assert {picture.shape for picture in (found.masked, found.reconstruction, found.error)} == {(128, 384, 3)}
+        removed = (found.masked == 128).all(axis=2).reshape(2, 64, 6, 64).all(axis=(1, 3))
+        assert removed.sum() == 9 and (masking != "grid" or not removed[0, ::2].any())
+    assert demo.load(demo.names[0]).config.masking == "random"  # the model is as it was
 
 
 def test_painted_patches_are_those_under_the_paint():
